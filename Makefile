@@ -1,0 +1,64 @@
+# Each target sets itself up from a bare clone: a Python of 3.11 or newer is all it needs.
+# An installation is repeated only when pyproject.toml has changed.
+
+PYTHON  ?= python3
+VENV    ?= .venv
+WORKERS ?= 2
+BIN     := $(VENV)/bin
+BASE    := $(VENV)/.installed-base
+DEV     := $(VENV)/.installed-dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check types format bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: $(BASE) ## train CartPole in seconds, then evaluate what was learned
+	$(BIN)/rlgym train CartPole-v1 --run-dir runs/demo --overwrite
+	$(BIN)/rlgym eval runs/demo --episodes 20
+
+test: $(DEV) ## the tests that a change must pass (minutes)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+test-all: $(DEV) ## also the slow ones, and those that need an accelerator
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m ""
+
+check: $(DEV) types ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(DEV) ## mend formatting and what lint can mend
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(DEV) ## every measured promise (hours on two cores)
+	$(BIN)/rlgym bench --all
+
+clean: ## remove builds and caches, not runs/ and not the installation
+	rm -rf build dist *.egg-info .types .pytest_cache .ruff_cache .hypothesis
+	find rlgym envs agents configs assets tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The tree as it looks when installed, for the type checker (see [tool.pyright]).
+types: $(DEV)
+	@$(BIN)/python -c "import os, pathlib, shutil; \
+	farm = pathlib.Path('.types'); shutil.rmtree(farm, ignore_errors=True); (farm / 'rlgym').mkdir(parents=True); \
+	names = [f'rlgym/{n}' for n in os.listdir('rlgym')] + ['envs', 'agents', 'configs', 'assets']; \
+	[os.symlink(os.path.abspath(n), farm / 'rlgym' / os.path.basename(n)) for n in names if '__pycache__' not in n]; \
+	os.symlink(os.path.abspath('tests'), farm / 'tests')"
+
+$(BASE): pyproject.toml | $(BIN)/python
+	@[ $(DEV) -nt pyproject.toml ] || { echo "installing rlgym into $(VENV), once: minutes"; $(INSTALL) -e .; }
+	@touch $@
+
+$(DEV): pyproject.toml | $(BIN)/python
+	@echo "installing rlgym and its tools into $(VENV), once: minutes"
+	@$(INSTALL) -e ".[all,dev]"
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	'rlgym needs Python 3.11 or newer and this is ' + sys.version.split()[0] + ': make PYTHON=/path/to/python3.11')"
+	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,1 @@
+"""Learners and networks, installed and imported as `rlgym.agents`."""

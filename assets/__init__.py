@@ -1,0 +1,1 @@
+"""Robots, motion clips and their licences, installed as `rlgym.assets`."""

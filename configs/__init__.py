@@ -1,0 +1,1 @@
+"""Presets as YAML files, installed as `rlgym.configs`."""

@@ -1,0 +1,1 @@
+"""Worlds, installed and imported as `rlgym.envs`."""

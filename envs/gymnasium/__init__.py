@@ -1,0 +1,1 @@
+"""Any world that is registered with Gymnasium."""

@@ -1,0 +1,1 @@
+"""Measured promises: one module per claim, run with `rlgym bench NAME`."""

@@ -1,0 +1,1 @@
+"""The `rlgym` command: one module per verb."""

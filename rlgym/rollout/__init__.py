@@ -1,0 +1,1 @@
+"""Policy times world: collectors and the time-major tensors that they fill."""

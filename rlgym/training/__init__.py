@@ -1,0 +1,1 @@
+"""The loops: collect, learn, log, save, resume."""
