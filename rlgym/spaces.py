@@ -74,7 +74,9 @@ class Leaf:
     @property
     def is_image(self) -> bool:
         """True for uint8 boxes of rank 3: (H, W, C) or (C, H, W)."""
-        return isinstance(self.space, spaces.Box) and self.dtype == np.uint8 and len(self.shape) == 3
+        return (
+            isinstance(self.space, spaces.Box) and self.dtype == np.uint8 and len(self.shape) == 3
+        )
 
 
 def _leaves(space: gymnasium.Space, path: tuple[str | int, ...]) -> list[Leaf]:
@@ -127,7 +129,9 @@ class Layout:
 
     def __repr__(self) -> str:
         """Show each leaf with its type and shape."""
-        parts = ", ".join(f"{leaf.key or 'value'}: {leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves)
+        parts = ", ".join(
+            f"{leaf.key or 'value'}: {leaf.dtype}{list(leaf.shape)}" for leaf in self.leaves
+        )
         return f"Layout({parts})"
 
     def alloc(self, *lead: int) -> Tree[np.ndarray]:
@@ -137,7 +141,9 @@ class Layout:
 
     def nbytes(self) -> int:
         """Bytes of one value."""
-        return sum(int(np.prod(leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize for leaf in self.leaves)
+        return sum(
+            int(np.prod(leaf.shape, dtype=np.int64)) * leaf.dtype.itemsize for leaf in self.leaves
+        )
 
     def write(self, value: Any, tree: Tree[np.ndarray], row: int) -> None:
         """Copy one value, nested as the world gives it, into row `row` of a batch.
@@ -154,12 +160,18 @@ class Layout:
                 for step in leaf.path:
                     part = part[step]
             except (KeyError, IndexError, TypeError):
-                raise SpaceError(f"the world's value has no entry {leaf.key!r}, but its space declares one") from None
+                raise SpaceError(
+                    f"the world's value has no entry {leaf.key!r}, but its space declares one"
+                ) from None
             self._write_leaf(leaf, part, tree[leaf.key], row)  # type: ignore[index]
 
     @staticmethod
     def _write_leaf(leaf: Leaf, value: Any, array: np.ndarray, row: int) -> None:
-        if leaf.shape and getattr(value, "shape", None) != leaf.shape and np.shape(value) != leaf.shape:
+        if (
+            leaf.shape
+            and getattr(value, "shape", None) != leaf.shape
+            and np.shape(value) != leaf.shape
+        ):
             # numpy would broadcast a wrong shape silently
             raise SpaceError(
                 f"the world's value {leaf.key!r} has shape {list(np.shape(value))}, its space says "
@@ -168,7 +180,9 @@ class Layout:
         try:
             array[row] = value
         except (TypeError, ValueError) as error:
-            raise SpaceError(f"the world's value {leaf.key!r} does not fit {leaf.space}: {error}") from None
+            raise SpaceError(
+                f"the world's value {leaf.key!r} does not fit {leaf.space}: {error}"
+            ) from None
 
     def read(self, tree: Tree[np.ndarray], row: int) -> Any:
         """Give row `row` of a batch as the world expects it: nested, Discrete as an int, arrays copied."""
@@ -208,11 +222,15 @@ class Layout:
             flat[leaf.key] = part
         return flat
 
-    def _assemble(self, values: dict[tuple[str | int, ...], Any], path: tuple[str | int, ...]) -> Any:
+    def _assemble(
+        self, values: dict[tuple[str | int, ...], Any], path: tuple[str | int, ...]
+    ) -> Any:
         if path in values:
             return values[path]
         depth = len(path)
-        names = dict.fromkeys(leaf[depth] for leaf in values if leaf[:depth] == path and len(leaf) > depth)
+        names = dict.fromkeys(
+            leaf[depth] for leaf in values if leaf[:depth] == path and len(leaf) > depth
+        )
         if path in self._is_tuple:
             return tuple(self._assemble(values, (*path, name)) for name in names)
         return {name: self._assemble(values, (*path, name)) for name in names}
@@ -227,7 +245,9 @@ def _inner_nodes(
         children = list(enumerate(space.spaces))
     else:
         return []
-    return [(path, space)] + [node for name, sub in children for node in _inner_nodes(sub, (*path, name))]
+    return [(path, space)] + [
+        node for name, sub in children for node in _inner_nodes(sub, (*path, name))
+    ]
 
 
 def _native(leaf: Leaf, value: Any) -> Any:

@@ -1,1 +1,136 @@
-"""Any world that is registered with Gymnasium."""
+"""Any world in Gymnasium's registry, and any package that registers some."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from typing import Any
+
+import gymnasium
+from gymnasium import error
+
+from rlgym.errors import ConfigError, MissingExtra, WorldError
+
+PACKAGES = {
+    "AdroitHand": "gymnasium-robotics",
+    "ALE": "ale-py",
+    "AntBullet": "pybullet_envs_gymnasium",
+    "Bullet": "pybullet_envs_gymnasium",
+    "Fetch": "gymnasium-robotics",
+    "MiniGrid": "minigrid",
+    "Panda": "panda_gym",
+    "dm_control": "shimmy[dm-control]",
+    "highway": "highway-env",
+}
+"""A part of an id -> the package that registers it, for the error that an unknown id gives."""
+
+_EXTRAS = {
+    "mujoco": "mujoco",
+    "imageio": "mujoco",
+    "pybullet_envs_gymnasium": "worlds",
+    "panda_gym": "worlds",
+}
+"""A module that is missing -> our extra that brings it."""
+
+
+def make_world(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
+    """Build a registered world; "module:id" imports the module first.
+
+    Raises:
+        WorldError: for an unknown id, with the nearest known ones and the package to install.
+        MissingExtra: when the world's own dependency is not installed.
+        ConfigError: for a keyword argument that the world does not take.
+    """
+    module, _, world_id = name.rpartition(":")
+    if module:
+        _import(module)
+    else:
+        importlib.import_module("rlgym.envs.toy")  # registers our own worlds; light, and idempotent
+    try:
+        spec = gymnasium.spec(world_id)
+        return gymnasium.make(world_id, disable_env_checker=True, **kwargs)
+    except (
+        error.NameNotFound,
+        error.NamespaceNotFound,
+        error.VersionNotFound,
+        error.Error,
+    ) as problem:
+        if isinstance(problem, error.DependencyNotInstalled):
+            raise _missing(world_id, problem) from problem
+        if (
+            isinstance(problem, (error.UnregisteredEnv, error.DeprecatedEnv))
+            or world_id not in gymnasium.registry
+        ):
+            raise WorldError(_unknown(world_id, str(problem))) from None
+        raise WorldError(f"{world_id} cannot be built: {problem}") from problem
+    except ImportError as problem:
+        raise _missing(world_id, problem) from problem
+    except TypeError as problem:
+        raise _wrong_argument(world_id, spec, kwargs, problem) from problem
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as problem:
+        if problem.name != module.partition(".")[0]:
+            raise WorldError(f"importing {module} failed: {problem}") from problem
+        extra = _EXTRAS.get(module)
+        fix = (
+            f'pip install "rlgym-lab[{extra}]"'
+            if extra
+            else f"pip install {module.replace('_', '-')}"
+        )
+        raise MissingExtra(f"module {module!r} is not installed: {fix}") from None
+
+
+def _missing(world_id: str, problem: Exception) -> MissingExtra:
+    for part, extra in _EXTRAS.items():
+        if part in str(problem).lower():
+            return MissingExtra(f'{world_id} needs {part}: pip install "rlgym-lab[{extra}]"')
+    return MissingExtra(f"{world_id} needs a package that is not installed: {problem}")
+
+
+def _unknown(world_id: str, reason: str) -> str:
+    known = list(gymnasium.registry)
+    lower = {name.lower(): name for name in known}
+    near = [lower[n] for n in difflib.get_close_matches(world_id.lower(), lower, n=3, cutoff=0.5)]
+    same = [
+        n
+        for n in known
+        if n.rpartition("-v")[0].lower() == world_id.rpartition("-v")[0].lower() and n not in near
+    ]
+    text = f"unknown world {world_id!r}"
+    if near or same:
+        text += f": did you mean {', '.join((same + near)[:3])}?"
+    for part, package in PACKAGES.items():
+        if part.lower() in world_id.lower():
+            text += f' It may be one of {package}\'s: pip install {package}, then "{package.replace("-", "_")}:{world_id}".'
+            break
+    else:
+        if not (near or same):
+            text += ' (see "rlgym envs"; a package that registers it is imported by "module:id").'
+    return text if "deprecated" not in reason.lower() else f"{text} ({reason})"
+
+
+def _wrong_argument(
+    world_id: str, spec: Any, kwargs: dict[str, Any], problem: TypeError
+) -> Exception:
+    try:
+        entry = (
+            spec.entry_point
+            if callable(spec.entry_point)
+            else gymnasium.envs.registration.load_env_creator(spec.entry_point)
+        )
+        known = [
+            p for p in inspect.signature(entry).parameters if p not in ("self", "kwargs", "args")
+        ]
+    except (TypeError, ValueError):
+        known = []
+    wrong = [key for key in kwargs if known and key not in known]
+    if not wrong:
+        return WorldError(f"{world_id} cannot be built: {problem}")
+    near = difflib.get_close_matches(wrong[0], known, n=1)
+    fix = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+    return ConfigError(f"{world_id} takes no argument {wrong[0]!r}: {fix}")

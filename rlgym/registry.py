@@ -1,0 +1,208 @@
+"""Worlds by id: Gymnasium's registry, "module:id", our own worlds, callables; and vector envs of them.
+
+Torch is imported only when a vector env is made, so that workers can build worlds without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import gymnasium
+
+from rlgym.errors import ConfigError, WorldError
+
+if TYPE_CHECKING:
+    from rlgym.vector.contract import VectorEnv
+
+Backend = Literal["auto", "sync", "process", "device"]
+WorldFactory = Callable[..., gymnasium.Env]
+
+VECTOR_ENTRY_POINTS: dict[str, str | Callable[..., VectorEnv]] = {}
+"""Id -> builder of a whole vector env ("module:function" or a callable), for worlds that are batches already."""
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """How to build one world; small and picklable, so that workers get it whole."""
+
+    world: str | WorldFactory
+    """A registered id, "module:id", or a callable that returns a `gymnasium.Env`."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the world."""
+
+    @property
+    def name(self) -> str:
+        """The id, or the callable's name."""
+        return (
+            self.world
+            if isinstance(self.world, str)
+            else getattr(self.world, "__name__", repr(self.world))
+        )
+
+    def __call__(self) -> gymnasium.Env:
+        """Build the world.
+
+        Raises:
+            WorldError: for an unknown id (with the nearest ones), a package that is not installed, a wrong argument.
+        """
+        if isinstance(self.world, str):
+            from rlgym.envs.gymnasium import make_world
+
+            return make_world(self.world, dict(self.kwargs))
+        env = self.world(**self.kwargs)
+        if not isinstance(env, gymnasium.Env):
+            raise WorldError(
+                f"{self.name}() returned {type(env).__name__}: return a gymnasium.Env (wrap old Gym worlds with shimmy)"
+            )
+        return env
+
+
+def make(world: str | WorldFactory, **kwargs: Any) -> gymnasium.Env:
+    """Build one world, as `gymnasium.make` does, from any id that rlgym knows.
+
+    Raises:
+        WorldError: see `WorldSpec`.
+    """
+    return WorldSpec(world, kwargs)()
+
+
+def register(
+    id: str, entry_point: str | Callable[..., Any], *, vector: bool = False, **kwargs: Any
+) -> None:  # noqa: A002
+    """Add a world of your own.
+
+    Args:
+        id: the name to train it by, such as "lab/Reach-v0".
+        entry_point: "module:Class" or a callable; builds a `gymnasium.Env`, or a whole `VectorEnv` with `vector=True`
+            (called with num_envs, device, seed, output and the world's own keyword arguments).
+        vector: the entry point builds vector envs.
+        kwargs: passed to `gymnasium.register` (max_episode_steps, kwargs, ...).
+    """
+    if vector:
+        VECTOR_ENTRY_POINTS[id] = entry_point
+    else:
+        gymnasium.register(id, entry_point=entry_point, **kwargs)
+
+
+def make_vec(
+    world: str | WorldFactory,
+    num_envs: int = 1,
+    *,
+    backend: Backend = "auto",
+    device: Any = "cpu",
+    seed: int = 0,
+    output: Literal["torch", "numpy"] = "torch",
+    num_groups: int | None = None,
+    num_workers: int | None = None,
+    timeout: float = 60.0,
+    max_restarts: int = 10,
+    env_kwargs: Mapping[str, Any] | None = None,
+    info_keys: tuple[str, ...] = ("is_success",),
+    verbose: bool = True,
+) -> VectorEnv:
+    """Build `num_envs` worlds behind one vector env.
+
+    Args:
+        world: a registered id, "module:id" (the module is imported), or a callable that returns a world.
+        num_envs: slots, fixed for life.
+        backend: "sync" (this process), "process" (worker processes), "device" (worlds that are tensors), or "auto",
+            which times a few steps, chooses, and says what and why on stderr.
+        device: device of the returned tensors.
+        seed: seed of the first reset; slot i gets seed + i.
+        output: torch tensors, or numpy copies as Gymnasium's own vector envs give them.
+        num_groups: groups for send/recv; None: 1 on sync, 2 on process where `num_envs` is even.
+        num_workers: worker processes; None: one per core, at most one per slot.
+        timeout: seconds to wait for a world before its worker is replaced.
+        max_restarts: workers (or raising worlds) replaced before the env gives up.
+        env_kwargs: keyword arguments of each world.
+        info_keys: scalar entries of the worlds' info to carry as arrays, NaN where absent.
+        verbose: let "auto" say what it chose.
+
+    Raises:
+        WorldError: for an unknown or broken world.
+        ContractError: for counts that do not fit together.
+        ConfigError: for an unknown backend.
+    """
+    from rlgym.device import resolve
+
+    place = resolve(device)
+    common: dict[str, Any] = {"device": place, "seed": seed, "output": output}
+    builder = VECTOR_ENTRY_POINTS.get(world) if isinstance(world, str) else None
+    if builder is not None:
+        return _load(builder)(num_envs=num_envs, **common, **dict(env_kwargs or {}))
+    spec = WorldSpec(world, dict(env_kwargs or {}))
+    if backend == "auto":
+        backend, reason = choose_backend(spec, num_envs, num_workers)
+        if verbose:
+            print(f"rlgym: backend {backend} for {spec.name}: {reason}", file=sys.stderr)
+    common |= {"max_restarts": max_restarts, "info_keys": tuple(info_keys)}
+    if backend == "sync":
+        from rlgym.vector.sync import SyncVectorEnv
+
+        return SyncVectorEnv(spec, num_envs, num_groups=num_groups or 1, **common)
+    if backend == "process":
+        from rlgym.vector.process import ProcessVectorEnv
+
+        groups = num_groups or (2 if num_envs % 2 == 0 else 1)
+        return ProcessVectorEnv(
+            spec, num_envs, num_groups=groups, num_workers=num_workers, timeout=timeout, **common
+        )
+    if backend == "device":
+        raise ConfigError(f'{spec.name} is not a tensor world: use backend="sync" or "process"')
+    raise ConfigError(f'unknown backend {backend!r}: use "auto", "sync", "process" or "device"')
+
+
+def choose_backend(
+    spec: WorldSpec, num_envs: int, num_workers: int | None = None
+) -> tuple[Literal["sync", "process"], str]:
+    """Choose where worlds run by timing one of them.
+
+    Worker processes pay about 0.1 ms a step for the exchange, so they win where the worlds of one step cost more than
+    that over what the workers share among them.
+    """
+    workers = min(num_workers or os.cpu_count() or 1, num_envs)
+    if workers < 2:
+        return "sync", "one world, or one core"
+    cost = _seconds_per_step(spec)
+    saved = num_envs * cost * (1 - 1 / workers)
+    text = f"{num_envs} worlds of {cost * 1e6:.0f} us a step"
+    if saved > 400e-6:
+        return "process", f"{text} over {workers} workers"
+    return "sync", f"{text} are not worth an exchange between processes"
+
+
+def _seconds_per_step(spec: WorldSpec) -> float:
+    env = spec()
+    try:
+        env.reset(seed=0)
+        env.action_space.seed(0)
+        costs = []
+        for _ in range(40):
+            action = env.action_space.sample()
+            begin = time.perf_counter()
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                env.reset()
+            costs.append(time.perf_counter() - begin)
+            if sum(costs) > 0.2:
+                break
+        return sorted(costs)[len(costs) // 2]
+    except Exception as error:
+        raise WorldError(
+            f"{spec.name} failed in its first steps: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        env.close()
+
+
+def _load(entry_point: str | Callable[..., Any]) -> Callable[..., Any]:
+    if not isinstance(entry_point, str):
+        return entry_point
+    module, _, name = entry_point.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,95 @@
+"""Worlds stepped one after another in this process: the reference that every other backend must equal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from rlgym.errors import WorldError
+from rlgym.vector.contract import VectorEnv
+from rlgym.vector.slot import Episode, Loss, Slot, inspect_world, step_slots
+
+
+class SyncVectorEnv(VectorEnv):
+    """Every world in this process; `recv` does the stepping.
+
+    Args:
+        factory: builds one world; called `num_envs` times.
+        num_envs: number of slots.
+        max_restarts: worlds that may raise and be replaced before the env gives up.
+        kwargs: see `VectorEnv`.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], gymnasium.Env],
+        num_envs: int,
+        *,
+        max_restarts: int = 10,
+        info_keys: tuple[str, ...] = (),
+        **kwargs: Any,
+    ) -> None:
+        """Build the worlds."""
+        first = factory()
+        traits = inspect_world(first)
+        super().__init__(traits, num_envs, info_keys=info_keys, **kwargs)
+        self.max_restarts = max_restarts
+        self._slots = [
+            Slot(factory, i, self.obs_layout, self.action_layout, traits, self.info_keys, world)
+            for i, world in enumerate([first] + [None] * (num_envs - 1))
+        ]
+
+    def _reset_slots(self, seeds: list[int | None], options: dict[str, Any] | None) -> None:
+        for row, (slot, seed) in enumerate(zip(self._slots, seeds, strict=True)):
+            slot.reset(seed, options, self.arrays, row)
+
+    def _send(self, group: int) -> None:
+        pass  # the actions are in place; the worlds step when they are asked for
+
+    def _recv(self, group: int) -> None:
+        rows = self._slices[group]
+        for loss in step_slots(self._slots[rows], self.arrays, rows.start):
+            self._count(loss)
+
+    def _count(self, loss: Loss) -> None:
+        self.health["world_errors"] += 1
+        self.health["lost_slots"] += 1
+        print(
+            f"rlgym: world {loss.slot} raised {loss.reason}; its episode ends as truncated",
+            file=sys.stderr,
+        )
+        if self.health["world_errors"] > self.max_restarts:
+            raise WorldError(
+                f"worlds raised {self.health['world_errors']} times, more than max_restarts={self.max_restarts}; "
+                f"the last: {loss.reason}\n{loss.traceback}"
+            )
+
+    def _mark(self) -> None:
+        for slot in self._slots:
+            slot.mark()
+
+    def _records(self, timeout: float | None) -> list[Episode | None]:
+        return [slot.record(at_mark=True) for slot in self._slots]
+
+    def _replay(self, episodes: list[Episode | None], fresh_seeds: list[int]) -> np.ndarray:
+        done = np.zeros(self.num_envs, np.bool_)
+        for row, (slot, episode) in enumerate(zip(self._slots, episodes, strict=True)):
+            done[row] = episode is not None and slot.replay(episode, self.arrays, row)
+            if not done[row]:
+                self._restart_slot(row, fresh_seeds[row])
+        return done
+
+    def _restart_slot(self, row: int, seed: int) -> None:
+        self._slots[row].reset(seed, None, self.arrays, row)
+
+    def render_slot(self, row: int) -> Any:
+        """Frame of the world in slot `row` (its render_mode must be "rgb_array")."""
+        return self._slots[row].world.render()
+
+    def _close(self) -> None:
+        for slot in self._slots:
+            slot.close()
