@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """A mistake in what the person asked for; the command line prints it as one line, exit status 2."""
+    """A person's mistake; the command line prints it as one line, exit status 2."""
 
 
 class ConfigError(UserError):
@@ -22,7 +22,7 @@ class ContractError(UserError):
 
 
 class StateError(UserError, RuntimeError):
-    """A call that is out of order: receiving before sending, sending twice, using what is closed."""
+    """A call out of order: receiving before sending, sending twice, using what is closed."""
 
 
 class DeviceError(UserError, RuntimeError):
@@ -33,5 +33,5 @@ class CheckpointError(UserError):
     """A checkpoint that is absent, incomplete, edited, or made for another policy."""
 
 
-class MissingExtra(UserError, ImportError):
+class MissingExtraError(UserError, ImportError):
     """An optional package that is not installed; the message names the extra that brings it."""

@@ -1,4 +1,4 @@
-"""Worlds by id: Gymnasium's registry, "module:id", our own worlds, callables; and vector envs of them.
+"""Worlds by id (Gymnasium's, "module:id", our own) or callable, and vector envs of them.
 
 Torch is imported only when a vector env is made, so that workers can build worlds without it.
 """
@@ -24,7 +24,7 @@ Backend = Literal["auto", "sync", "process", "device"]
 WorldFactory = Callable[..., gymnasium.Env]
 
 VECTOR_ENTRY_POINTS: dict[str, str | Callable[..., VectorEnv]] = {}
-"""Id -> builder of a whole vector env ("module:function" or a callable), for worlds that are batches already."""
+"""Id -> builder of a whole vector env, for worlds that are batches already."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class WorldSpec:
         """Build the world.
 
         Raises:
-            WorldError: for an unknown id (with the nearest ones), a package that is not installed, a wrong argument.
+            WorldError: for an unknown id (with the nearest ones), a package that is not installed,
+                a wrong argument.
         """
         if isinstance(self.world, str):
             from rlgym.envs.gymnasium import make_world
@@ -58,7 +59,8 @@ class WorldSpec:
         env = self.world(**self.kwargs)
         if not isinstance(env, gymnasium.Env):
             raise WorldError(
-                f"{self.name}() returned {type(env).__name__}: return a gymnasium.Env (wrap old Gym worlds with shimmy)"
+                f"{self.name}() returned {type(env).__name__}: return a gymnasium.Env "
+                "(wrap old Gym worlds with shimmy)"
             )
         return env
 
@@ -74,13 +76,14 @@ def make(world: str | WorldFactory, **kwargs: Any) -> gymnasium.Env:
 
 def register(
     id: str, entry_point: str | Callable[..., Any], *, vector: bool = False, **kwargs: Any
-) -> None:  # noqa: A002
+) -> None:
     """Add a world of your own.
 
     Args:
         id: the name to train it by, such as "lab/Reach-v0".
-        entry_point: "module:Class" or a callable; builds a `gymnasium.Env`, or a whole `VectorEnv` with `vector=True`
-            (called with num_envs, device, seed, output and the world's own keyword arguments).
+        entry_point: "module:Class" or a callable; builds a `gymnasium.Env`, or a whole `VectorEnv`
+            with `vector=True` (called with num_envs, device, seed, output and the world's own
+            keyword arguments).
         vector: the entry point builds vector envs.
         kwargs: passed to `gymnasium.register` (max_episode_steps, kwargs, ...).
     """
@@ -109,10 +112,11 @@ def make_vec(
     """Build `num_envs` worlds behind one vector env.
 
     Args:
-        world: a registered id, "module:id" (the module is imported), or a callable that returns a world.
+        world: a registered id, "module:id" (the module is imported), or a callable that returns a
+            world.
         num_envs: slots, fixed for life.
-        backend: "sync" (this process), "process" (worker processes), "device" (worlds that are tensors), or "auto",
-            which times a few steps, chooses, and says what and why on stderr.
+        backend: "sync" (this process), "process" (worker processes), "device" (worlds that are
+            tensors), or "auto", which times a few steps, chooses, and says what and why on stderr.
         device: device of the returned tensors.
         seed: seed of the first reset; slot i gets seed + i.
         output: torch tensors, or numpy copies as Gymnasium's own vector envs give them.
@@ -163,8 +167,8 @@ def choose_backend(
 ) -> tuple[Literal["sync", "process"], str]:
     """Choose where worlds run by timing one of them.
 
-    Worker processes pay about 0.1 ms a step for the exchange, so they win where the worlds of one step cost more than
-    that over what the workers share among them.
+    Worker processes pay about 0.1 ms a step for the exchange, so they win where the worlds of one
+    step cost more than that over what the workers share among them.
     """
     workers = min(num_workers or os.cpu_count() or 1, num_envs)
     if workers < 2:

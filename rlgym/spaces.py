@@ -1,9 +1,10 @@
 """Observations and actions as flat sets of arrays, whatever space a world declares.
 
-A `Layout` looks at a Gymnasium space once and lists its leaves: the Box, Discrete, MultiBinary and MultiDiscrete
-spaces inside any nesting of Dict and Tuple. From there on a batch of observations (or actions) is a `Tree`: one array
-when the space is a single leaf, else a flat dict of arrays keyed by path ("camera/left", "0/joint"). Only numpy and
-Gymnasium are imported here, because worker processes use this file and start faster without torch.
+A `Layout` looks at a Gymnasium space once and lists its leaves: the Box, Discrete, MultiBinary and
+MultiDiscrete spaces inside any nesting of Dict and Tuple. From there on a batch of observations (or
+actions) is a `Tree`: one array when the space is a single leaf, else a flat dict of arrays keyed by
+path ("camera/left", "0/joint"). Only numpy and Gymnasium are imported here, because worker
+processes use this file and start faster without torch.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def _leaves(space: gymnasium.Space, path: tuple[str | int, ...]) -> list[Leaf]:
         return [Leaf("/".join(str(part) for part in path), path, space, shape, dtype)]
     where = "/".join(str(part) for part in path) or "the space itself"
     raise SpaceError(
-        f"{type(space).__name__} space at {where} has no fixed shape: use Box, Discrete, MultiBinary, "
-        "MultiDiscrete, Dict or Tuple, or wrap the world with a gymnasium wrapper that flattens it"
+        f"{type(space).__name__} space at {where} has no fixed shape: use Box, Discrete, "
+        "MultiBinary, MultiDiscrete, Dict or Tuple, or wrap the world with a gymnasium wrapper that flattens it"
     )
 
 
@@ -106,10 +107,12 @@ class Layout:
         space: the Gymnasium space of one value.
         leaves: its leaves, in the space's order.
         single: True when the space is one leaf, so that a batch is a bare array.
-        mask_size: number of flags of an action mask: the sum of the choices of every Discrete and MultiDiscrete leaf.
+        mask_size: number of flags of an action mask: the sum of the choices of every Discrete and
+            MultiDiscrete leaf.
 
     Raises:
-        SpaceError: for Text, Sequence, Graph and other spaces without a fixed shape, and for an empty space.
+        SpaceError: for Text, Sequence, Graph and other spaces without a fixed shape, and for an
+            empty space.
     """
 
     def __init__(self, space: gymnasium.Space) -> None:
@@ -185,7 +188,7 @@ class Layout:
             ) from None
 
     def read(self, tree: Tree[np.ndarray], row: int) -> Any:
-        """Give row `row` of a batch as the world expects it: nested, Discrete as an int, arrays copied."""
+        """Give one row as the world expects it: nested, Discrete as an int, arrays copied."""
         if self._is_discrete:
             return int(tree[row])  # type: ignore[index]
         if self.single:
@@ -200,7 +203,7 @@ class Layout:
         return self._assemble({leaf.path: tree[leaf.key] for leaf in self.leaves}, ())  # type: ignore[index]
 
     def flatten(self, nested: Any) -> Tree[Any]:
-        """Turn a nested value or batch (or one that is flat already) into a tree; arrays are not copied.
+        """Turn a nested (or flat) value or batch into a tree; arrays are not copied.
 
         Raises:
             SpaceError: when an entry is missing; the message lists what is expected.

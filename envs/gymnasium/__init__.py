@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 from gymnasium import error
 
-from rlgym.errors import ConfigError, MissingExtra, WorldError
+from rlgym.errors import ConfigError, MissingExtraError, WorldError
 
 PACKAGES = {
     "AdroitHand": "gymnasium-robotics",
@@ -39,7 +39,7 @@ def make_world(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
 
     Raises:
         WorldError: for an unknown id, with the nearest known ones and the package to install.
-        MissingExtra: when the world's own dependency is not installed.
+        MissingExtraError: when the world's own dependency is not installed.
         ConfigError: for a keyword argument that the world does not take.
     """
     module, _, world_id = name.rpartition(":")
@@ -82,14 +82,14 @@ def _import(module: str) -> None:
             if extra
             else f"pip install {module.replace('_', '-')}"
         )
-        raise MissingExtra(f"module {module!r} is not installed: {fix}") from None
+        raise MissingExtraError(f"module {module!r} is not installed: {fix}") from None
 
 
-def _missing(world_id: str, problem: Exception) -> MissingExtra:
+def _missing(world_id: str, problem: Exception) -> MissingExtraError:
     for part, extra in _EXTRAS.items():
         if part in str(problem).lower():
-            return MissingExtra(f'{world_id} needs {part}: pip install "rlgym-lab[{extra}]"')
-    return MissingExtra(f"{world_id} needs a package that is not installed: {problem}")
+            return MissingExtraError(f'{world_id} needs {part}: pip install "rlgym-lab[{extra}]"')
+    return MissingExtraError(f"{world_id} needs a package that is not installed: {problem}")
 
 
 def _unknown(world_id: str, reason: str) -> str:
@@ -106,7 +106,10 @@ def _unknown(world_id: str, reason: str) -> str:
         text += f": did you mean {', '.join((same + near)[:3])}?"
     for part, package in PACKAGES.items():
         if part.lower() in world_id.lower():
-            text += f' It may be one of {package}\'s: pip install {package}, then "{package.replace("-", "_")}:{world_id}".'
+            module = package.replace("-", "_")
+            text += (
+                f" It may be from {package}: pip install {package}, then use {module}:{world_id}."
+            )
             break
     else:
         if not (near or same):

@@ -1,4 +1,4 @@
-"""The arrays through which worlds and their vector env exchange one step; torch-free, workers import it."""
+"""The arrays through which worlds and a vector env exchange one step; torch-free."""
 
 from __future__ import annotations
 

@@ -4,18 +4,24 @@
     obs, info = env.reset(seed=0)
     obs, reward, terminated, truncated, info = env.step(actions)
 
-- `num_envs` slots, fixed for life; static shapes. `obs` is a tensor (num_envs, *shape), or a flat dict of them.
-- `terminated` (the world ended) and `truncated` (time ran out, or the slot was lost) are never merged.
-- Autoreset is SAME_STEP: `obs` is already the next episode's first observation where an episode ended, and
-  `info["final_obs"]`, full-size, holds the last one in the rows where `terminated | truncated`.
+- `num_envs` slots, fixed for life; static shapes. `obs` is a tensor (num_envs, *shape), or a flat
+  dict of them.
+- `terminated` (the world ended) and `truncated` (time ran out, or the slot was lost) are never
+  merged.
+- Autoreset is SAME_STEP: `obs` is already the next episode's first observation where an episode
+  ended, and `info["final_obs"]`, full-size, holds the last one in the rows where `terminated |
+  truncated`.
 - `info["episode_return"]`, `info["episode_length"]`: full-size; count in the same rows.
-- `info["active"]`: False for a slot that did not act or was lost. A lost slot is also truncated, with reward 0 and its
-  last valid observation as `final_obs`.
+- `info["active"]`: False for a slot that did not act or was lost. A lost slot is also truncated,
+  with reward 0 and its last valid observation as `final_obs`.
 - `info["action_mask"]`: True = allowed, (num_envs, mask_size), when the world masks actions.
-- `info["reward_terms"]`: name -> (num_envs,), when the world names them; each declared info key as (num_envs,) floats.
+- `info["reward_terms"]`: name -> (num_envs,), when the world names them; each declared info key as
+  (num_envs,) floats.
 - What a step returns lives in buffers that the next one overwrites: copy what is kept.
-- `send(actions, group)` and `recv(group)` are the halves of `step`; groups are equal contiguous slices of the slots.
-- `mark()` remembers this moment at no cost; `snapshot()` says how to come back to it, `restore()` does.
+- `send(actions, group)` and `recv(group)` are the halves of `step`; groups are equal contiguous
+  slices of the slots.
+- `mark()` remembers this moment at no cost; `snapshot()` says how to come back to it, `restore()`
+  does.
 - `output="numpy"` gives copies, nested as Gymnasium nests them, with its `_final_obs` masks.
 
 `check(env)` tests all this on any env; `rlgym doctor ENV` runs it from the command line.
@@ -23,8 +29,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -35,9 +39,10 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from rlgym.errors import ContractError, SpaceError, StateError
-from rlgym.spaces import Layout, Tree, map_tree, tree_items
+from rlgym.spaces import Layout, map_tree
 from rlgym.vector.arrays import StepArrays
 from rlgym.vector.slot import Episode, WorldTraits
+from rlgym.vector.snapshot import decode, encode, row_hash
 
 Output = Literal["torch", "numpy"]
 
@@ -45,11 +50,13 @@ Output = Literal["torch", "numpy"]
 class VectorEnv(gymnasium.vector.VectorEnv):
     """Worlds in fixed slots behind one interface; see the module's docstring for what it promises.
 
-    A backend implements `_reset_slots`, `_send`, `_recv`, `_mark`, `_records`, `_replay` and `_close` over the shared
-    `StepArrays`; states, statistics, devices and outputs are handled here, once.
+    A backend implements `_reset_slots`, `_send`, `_recv`, `_mark`, `_records`, `_replay` and
+    `_close` over the shared `StepArrays`; states, statistics, devices and outputs are handled here,
+    once.
 
     Attributes:
-        health: counts of restarts, timeouts, lost_slots, world_errors and unreplayed episodes since the start.
+        health: counts of restarts, timeouts, lost_slots, world_errors and unreplayed episodes since
+            the start.
     """
 
     kind: Literal["host", "device"] = "host"
@@ -128,8 +135,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Begin a new episode in every slot.
 
         Args:
-            seed: slot i is seeded with `seed + i`, or with `seed[i]`. None lets the worlds' generators go on; the very
-                first reset then uses the env's own seed.
+            seed: slot i is seeded with `seed + i`, or with `seed[i]`. None lets the worlds'
+                generators go on; the very first reset then uses the env's own seed.
             options: passed to every world's reset.
 
         Returns:
@@ -153,7 +160,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             seeds = [None if s is None else int(s) for s in seed]
             if len(seeds) != self.num_envs:
                 raise ContractError(
-                    f"{len(seeds)} seeds for {self.num_envs} worlds: give one seed, or one per world"
+                    f"{len(seeds)} seeds for {self.num_envs} worlds: give one, or one per world"
                 )
         self._begin()
         self._reset_slots(seeds, options)
@@ -207,7 +214,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         return self._publish(group)
 
     def mark(self) -> None:
-        """Remember this moment, so that `snapshot(at_mark=True)` can describe it after more steps."""
+        """Remember this moment for a later `snapshot(at_mark=True)`."""
         if any(self._pending):
             raise StateError(
                 "mark while a step is pending: call recv() for every group that was sent"
@@ -222,13 +229,15 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     def snapshot(
         self, *, at_mark: bool = False, timeout: float | None = None
     ) -> dict[str, np.ndarray]:
-        """Describe how every slot can be brought to its present state (or to the last `mark`) by replay.
+        """Describe how to bring every slot to its present state (or to the last `mark`).
 
         Nothing is changed in the worlds. Arrays only, so that it can be saved as safetensors.
 
         Args:
-            at_mark: describe the moment of the last `mark` instead of now; allowed while a step is pending.
-            timeout: seconds to wait for worlds that hang; their slots are then marked as not replayable.
+            at_mark: describe the moment of the last `mark` instead of now; allowed while a step is
+                pending.
+            timeout: seconds to wait for worlds that hang; their slots are then marked as not
+                replayable.
         """
         self._require_open()
         if not at_mark:
@@ -236,29 +245,13 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         marked = self._marked
         if marked is None:
             raise StateError("snapshot before the first reset: call reset() once")
-        records = self._records(timeout)
-        obs = marked["obs"]
-        documents = [_document(record) for record in records]
-        records = [None if d is None else r for d, r in zip(documents, records, strict=True)]
-        snapshot = {
-            "episodes": np.frombuffer(json.dumps(documents).encode(), np.uint8).copy(),
-            "obs_hash": np.stack([_row_hash(obs, row) for row in range(self.num_envs)]),
-            "returns": marked["returns"],
-            "lengths": marked["lengths"],
-        }
-        flat = [action for record in records if record is not None for action in record.actions]
-        actions = self.action_layout.alloc(len(flat))
-        for row, action in enumerate(flat):
-            self.action_layout.write(action, actions, row)
-        for key, array in tree_items(actions):
-            snapshot[f"actions:{key}"] = array
-        return snapshot
+        return encode(self._records(timeout), marked, self.action_layout)
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> Any:
         """Bring fresh worlds to the state that `snapshot` describes by replaying their episodes.
 
-        A slot whose replay ends in another observation starts a new episode instead; `info["replayed"]` is False
-        there and `health["unreplayed"]` counts it.
+        A slot whose replay ends in another observation starts a new episode instead;
+        `info["replayed"]` is False there and `health["unreplayed"]` counts it.
 
         Returns:
             `(obs, info)` as `reset` does.
@@ -267,37 +260,17 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             ContractError: when the snapshot was taken of another number of slots or other spaces.
         """
         self._require_open()
-        documents = json.loads(bytes(snapshot["episodes"]))
-        if len(documents) != self.num_envs:
-            raise ContractError(
-                f"the snapshot holds {len(documents)} slots, this env has {self.num_envs}: use num_envs {len(documents)}"
-            )
-        actions: Any = {
-            leaf.key: snapshot.get(f"actions:{leaf.key}") for leaf in self.action_layout.leaves
-        }
-        stored = zip(actions.values(), self.action_layout.leaves, strict=True)
-        if any(a is None or a.shape[1:] != leaf.shape for a, leaf in stored):
-            raise ContractError(
-                "the snapshot was taken with other actions: start a new run for this world"
-            )
-        actions = actions[""] if self.action_layout.single else actions
-        episodes: list[Episode | None] = []
-        at = 0
-        for document in documents:
-            if document is None:
-                episodes.append(None)
-                continue
-            count = document.pop("actions")
-            native = [self.action_layout.read(actions, row) for row in range(at, at + count)]
-            at += count
-            episodes.append(Episode(**document, actions=native))
+        episodes = decode(snapshot, self.num_envs, self.action_layout)
         self._begin()
         fresh = [
-            int(s) for s in np.random.SeedSequence([self.seed, at]).generate_state(self.num_envs)
+            int(s)
+            for s in np.random.SeedSequence(
+                [self.seed, len(snapshot["lengths"]), int(snapshot["lengths"].sum())]
+            ).generate_state(self.num_envs)
         ]
         replayed = self._replay(episodes, fresh)
         for row in np.flatnonzero(replayed):
-            if not np.array_equal(_row_hash(self.arrays.obs, row), snapshot["obs_hash"][row]):
+            if not np.array_equal(row_hash(self.arrays.obs, row), snapshot["obs_hash"][row]):
                 replayed[row] = False
                 self._restart_slot(int(row), fresh[row])
         self._returns[:] = np.where(replayed, snapshot["returns"], 0.0)
@@ -337,7 +310,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         raise NotImplementedError  # pragma: contract
 
     def _replay(self, episodes: list[Episode | None], fresh_seeds: list[int]) -> np.ndarray:
-        """Replay each slot's episode, or reset it with its fresh seed where that fails; (num_envs,) bool."""
+        """Replay each episode, or reset with the fresh seed; (num_envs,) bool: replayed."""
         raise NotImplementedError  # pragma: contract
 
     def _restart_slot(self, row: int, seed: int) -> None:
@@ -374,7 +347,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             )
             if value.shape != (count, *leaf.shape):
                 raise SpaceError(
-                    f"actions{f' {leaf.key!r}' if leaf.key else ''} have shape {list(value.shape)}, expected "
+                    f"actions {leaf.key!r} have shape {list(value.shape)}, expected "
                     f"{[count, *leaf.shape]}: one row per slot"
                 )
             target = self.arrays.actions
@@ -457,27 +430,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
 
 def check(env: Any, **kwargs: Any) -> Any:
-    """Test the contract on a vector env, a world, a factory or an id; see `rlgym.vector.conformance.check`."""
+    """Test the contract on an env, a factory or an id; see `rlgym.vector.conformance`."""
     from rlgym.vector.conformance import check as run  # heavy, and not needed to train
 
     return run(env, **kwargs)
-
-
-def _document(record: Episode | None) -> dict[str, Any] | None:
-    """An episode's JSON part; None when it cannot be written down (reset options that are not plain data)."""
-    if record is None:
-        return None
-    document = {
-        "seed": record.seed,
-        "options": record.options,
-        "rng": record.rng,
-        "actions": len(record.actions),
-    }
-    try:
-        json.dumps(document)
-    except TypeError:
-        return None
-    return document
 
 
 def _apply(fn: Any, nested: Any) -> Any:
@@ -497,10 +453,3 @@ def _copy(target: Any, source: Any, rows: slice) -> None:
             _copy(a, b, rows)
     else:
         target[rows].copy_(source[rows])
-
-
-def _row_hash(tree: Tree[np.ndarray], row: int) -> np.ndarray:
-    digest = hashlib.sha256()
-    for _, array in tree_items(tree):
-        digest.update(np.ascontiguousarray(array[row]).tobytes())
-    return np.frombuffer(digest.digest(), np.uint8)

@@ -1,4 +1,4 @@
-"""One world in its slot: stepping, automatic reset, and the record from which its episode can be replayed.
+"""One world in its slot: stepping, automatic reset, and the record for its replay.
 
 Torch-free: `sync` uses it in process, workers use it in theirs, so both do the very same thing.
 """
@@ -23,12 +23,12 @@ HISTORY_LIMIT = 200_000
 
 @dataclass(frozen=True)
 class WorldTraits:
-    """What a vector env must know of its worlds before it can allocate; plain data, so it crosses processes."""
+    """What a vector env must know of its worlds before it can allocate; plain data."""
 
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
     reward_terms: tuple[str, ...]
-    """Names in `metadata["reward_terms"]`; the world gives their values in `info["reward_terms"]`."""
+    """Names in `metadata["reward_terms"]`; `info["reward_terms"]` gives their values."""
     has_mask: bool
     """True when `reset`'s info, or the world's `action_masks()`, gives an action mask."""
     render_fps: float
@@ -51,7 +51,7 @@ def inspect_world(world: gymnasium.Env) -> WorldTraits:
         ) from error
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
         raise WorldError(
-            "the world's reset() must return (observation, info): it follows the old Gym interface; "
+            "the world's reset() must return (observation, info), it follows the old Gym API: "
             "wrap it with shimmy, or return a tuple"
         )
     metadata = world.unwrapped.metadata or {}
@@ -68,7 +68,7 @@ def inspect_world(world: gymnasium.Env) -> WorldTraits:
 
 @dataclass
 class Episode:
-    """How an episode began and what was done in it: enough to bring a fresh world to the same state."""
+    """How an episode began and what was done in it: enough to replay it on a fresh world."""
 
     seed: int | None = None
     """Seed given to the reset that began it; None when the world's own generator went on."""
@@ -76,7 +76,7 @@ class Episode:
     rng: dict[str, Any] | None = None
     """State of the world's `np_random` before that reset (only when no seed was given)."""
     actions: list[Any] = field(default_factory=list)
-    """Actions since, as the world received them; a new list each episode, so a mark keeps the old one alive."""
+    """Actions since, as the world received them; a new list for each episode."""
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,12 @@ class Slot:
             self._write_mask(info, arrays, row)
 
     def finish(self, obs: Any, arrays: StepArrays, row: int) -> None:
-        """End the episode with `obs` as its last observation and begin the next (SAME_STEP autoreset)."""
+        """End the episode with `obs` as its last, and begin the next (SAME_STEP autoreset)."""
         self._obs_layout.write(obs, arrays.final_obs, row)
         self.reset(None, None, arrays, row)
 
     def lose(self, error: BaseException, arrays: StepArrays, row: int) -> Loss:
-        """Give up a world that raised: build another, seeded afresh, and end the slot's episode as truncated.
+        """Give up a world that raised: build another and end the slot's episode as truncated.
 
         Raises:
             WorldError: when the new world fails as well.
@@ -157,10 +157,8 @@ class Slot:
             "".join(traceback.format_exception(error)),
             self.episode,
         )
-        try:
+        with contextlib.suppress(Exception):  # broken already; what matters is the next one
             self.world.close()
-        except Exception:  # noqa: S110, BLE001 - it is broken already; what matters is the next one
-            pass
         for (_, final), (_, obs) in zip(
             tree_items(arrays.final_obs), tree_items(arrays.obs), strict=True
         ):
@@ -204,8 +202,8 @@ class Slot:
             masks = getattr(self.world.unwrapped, "action_masks", None)
             if masks is None:
                 raise WorldError(
-                    f"world {self.number} gave info['action_mask'] at first and then none: give it at every "
-                    "reset and step"
+                    f"world {self.number} gave info['action_mask'] at first and then none: "
+                    "give it at every reset and step"
                 )
             mask = masks()
         if isinstance(mask, (tuple, list)) and len(mask) and np.ndim(mask[0]):
@@ -244,7 +242,7 @@ class Slot:
                     return False  # the episode had gone on
                 self._obs_layout.write(obs, arrays.obs, row)
                 self.write_step_mask(info, arrays, row)
-        except Exception:  # noqa: BLE001 - whatever a world does while it is replayed, the run goes on
+        except Exception:
             return False
         return True
 
@@ -254,10 +252,11 @@ class Slot:
 
 
 def step_slots(slots: Sequence[Slot], arrays: StepArrays, start: int) -> list[Loss]:
-    """Step the slots that stand in rows `start`, `start + 1`, ...; the hot loop of every host world.
+    """Step the slots in rows `start`, `start + 1`, ...: the hot loop of every host world.
 
-    Reads each slot's action row, writes observation, reward, flags and, where an episode ends, the final
-    observation and the first of the next. A world that raises loses its slot (see `Slot.lose`).
+    Reads each slot's action row, writes observation, reward, flags and, where an episode ends, the
+    final observation and the first of the next. A world that raises loses its slot (see
+    `Slot.lose`).
 
     Returns:
         The losses; empty in ordinary steps.
@@ -319,7 +318,8 @@ def step_slots(slots: Sequence[Slot], arrays: StepArrays, start: int) -> list[Lo
         arrays.truncated[start:stop] = limits
     except (TypeError, ValueError) as error:
         raise WorldError(
-            f"a world's reward or end flag is not one number: {error}; return float, bool, bool from step()"
+            f"a world's reward or end flag is not one number: {error}; "
+            "return float, bool, bool from step()"
         ) from None
     arrays.active[start:stop] = True
     for row in lost:
@@ -328,7 +328,7 @@ def step_slots(slots: Sequence[Slot], arrays: StepArrays, start: int) -> list[Lo
 
 
 def fresh_seed(seed: int, slot: int, losses: int) -> int:
-    """Seed of the world that takes a lost one's place: another sequence, the same one every time."""
+    """Seed of the world that takes a lost one's place; the same in every run."""
     return int(np.random.SeedSequence([seed, slot, losses]).generate_state(1)[0])
 
 

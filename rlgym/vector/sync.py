@@ -1,4 +1,4 @@
-"""Worlds stepped one after another in this process: the reference that every other backend must equal."""
+"""Worlds stepped one after another in this process: the reference for every backend."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ class SyncVectorEnv(VectorEnv):
         )
         if self.health["world_errors"] > self.max_restarts:
             raise WorldError(
-                f"worlds raised {self.health['world_errors']} times, more than max_restarts={self.max_restarts}; "
+                f"worlds raised {self.health['world_errors']} times, more than max_restarts="
+                f"{self.max_restarts}; "
                 f"the last: {loss.reason}\n{loss.traceback}"
             )
 
