@@ -96,7 +96,7 @@ def _leaves(space: gymnasium.Space, path: tuple[str | int, ...]) -> list[Leaf]:
     where = "/".join(str(part) for part in path) or "the space itself"
     raise SpaceError(
         f"{type(space).__name__} space at {where} has no fixed shape: use Box, Discrete, "
-        "MultiBinary, MultiDiscrete, Dict or Tuple, or wrap the world with a gymnasium wrapper that flattens it"
+        "MultiBinary, MultiDiscrete, Dict or Tuple, or flatten it with a gymnasium wrapper"
     )
 
 

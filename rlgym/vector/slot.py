@@ -5,6 +5,7 @@ Torch-free: `sync` uses it in process, workers use it in theirs, so both do the 
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
