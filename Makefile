@@ -28,7 +28,7 @@ test-all: $(DEV) ## also the slow ones, and those that need an accelerator
 check: $(DEV) types ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright --pythonpath $(BIN)/python
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright -p .types --pythonpath $(BIN)/python
 
 format: $(DEV) ## mend formatting and what lint can mend
 	$(BIN)/ruff check --fix-only --quiet .
@@ -41,13 +41,15 @@ clean: ## remove builds and caches, not runs/ and not the installation
 	rm -rf build dist *.egg-info .types .pytest_cache .ruff_cache .hypothesis
 	find rlgym envs agents configs assets tests -name __pycache__ -prune -exec rm -rf {} +
 
-# The tree as it looks when installed, for the type checker (see [tool.pyright]).
+# .types/ shows the tree as it is when installed, for the type checker (see [tool.pyright]). Folders are real and files
+# are links, because pyright looks for files in no folder that is a link.
 types: $(DEV)
 	@$(BIN)/python -c "import os, pathlib, shutil; \
-	farm = pathlib.Path('.types'); shutil.rmtree(farm, ignore_errors=True); (farm / 'rlgym').mkdir(parents=True); \
-	names = [f'rlgym/{n}' for n in os.listdir('rlgym')] + ['envs', 'agents', 'configs', 'assets']; \
-	[os.symlink(os.path.abspath(n), farm / 'rlgym' / os.path.basename(n)) for n in names if '__pycache__' not in n]; \
-	os.symlink(os.path.abspath('tests'), farm / 'tests')"
+	root, farm = pathlib.Path.cwd(), pathlib.Path('.types'); shutil.rmtree(farm, ignore_errors=True); \
+	homes = {'rlgym': '', 'tests': '', 'envs': 'rlgym', 'agents': 'rlgym', 'configs': 'rlgym', 'assets': 'rlgym'}; \
+	links = {farm / home / f: root / f for top, home in homes.items() for f in pathlib.Path(top).rglob('*.py')}; \
+	[(link.parent.mkdir(parents=True, exist_ok=True), link.symlink_to(file)) for link, file in links.items()]; \
+	(farm / 'pyproject.toml').symlink_to(root / 'pyproject.toml')"
 
 $(BASE): pyproject.toml | $(BIN)/python
 	@[ $(DEV) -nt pyproject.toml ] || { echo "installing rlgym into $(VENV), once: minutes"; $(INSTALL) -e .; }
