@@ -110,10 +110,9 @@ class Slot:
         action_layout: Layout,
         traits: WorldTraits,
         info_keys: tuple[str, ...],
-        world: gymnasium.Env | None = None,
     ) -> None:
-        """Build the world unless one is handed over."""
-        self.world = world if world is not None else factory()
+        """Build the world."""
+        self.world = factory()
         self.number = number
         self.episode = Episode()
         self._factory = factory

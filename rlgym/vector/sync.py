@@ -34,13 +34,14 @@ class SyncVectorEnv(VectorEnv):
         **kwargs: Any,
     ) -> None:
         """Build the worlds."""
-        first = factory()
-        traits = inspect_world(first)
+        probe = factory()  # not kept: it has been reset once, which the other worlds have not
+        traits = inspect_world(probe)
+        probe.close()
         super().__init__(traits, num_envs, info_keys=info_keys, **kwargs)
         self.max_restarts = max_restarts
         self._slots = [
-            Slot(factory, i, self.obs_layout, self.action_layout, traits, self.info_keys, world)
-            for i, world in enumerate([first] + [None] * (num_envs - 1))
+            Slot(factory, i, self.obs_layout, self.action_layout, traits, self.info_keys)
+            for i in range(num_envs)
         ]
 
     def _reset_slots(self, seeds: list[int | None], options: dict[str, Any] | None) -> None:
