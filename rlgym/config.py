@@ -1,8 +1,24 @@
-"""What a run is made of: frozen dataclasses, each field with its meaning and unit under it."""
+"""What a run is made of: frozen dataclasses, each field with its meaning and unit under it.
 
+A YAML config is a saved dataclass: nested mappings with the fields' names, `algo` with the
+algorithm's `name` beside its fields. Presets are such files in `rlgym.configs`. Files, flags and
+keyword arguments all pass through `merge`, so a mistake reads the same wherever it was made.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
+import yaml
+
+from rlgym.errors import ConfigError
+from rlgym.settings import change, plain, short, suggest
+
+Config = TypeVar("Config")
 Schedule = Literal["constant", "linear"]
 
 
@@ -15,7 +31,7 @@ class NetworkConfig:
     activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
     """Activation after each hidden layer."""
     cnn: Literal["nature", "small"] = "nature"
-    """Encoder of uint8 image observations: Nature DQN's three layers, or a small one for images under 36 pixels."""
+    """Encoder of uint8 images: Nature DQN's three layers, or a small one for under 36 pixels."""
     recurrent: Literal["none", "gru", "lstm"] = "none"
     """Memory between the encoder and the heads; its state is reset where an episode starts."""
     recurrent_size: int = 128
@@ -25,7 +41,7 @@ class NetworkConfig:
     obs_clip: float = 10.0
     """Bound of a normalised observation, in standard deviations."""
     std: Literal["global", "state", "gsde"] = "global"
-    """Gaussian scale: one learned vector, a head of the network, or generalised state-dependent exploration."""
+    """Gaussian scale: one learned vector, a head of the network, or state-dependent exploration."""
     log_std_init: float = 0.0
     """Initial log standard deviation of Gaussian actions, in units of the raw action."""
     gsde_every: int = 64
@@ -69,7 +85,7 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     """Bound of the gradient's global L2 norm."""
     target_kl: float | None = None
-    """Stop an update's epochs when the approximate KL passes 1.5 times this ("kl" schedule: the KL aimed at)."""
+    """Stop an update when its KL passes 1.5 times this ("kl" schedule: the KL aimed at)."""
     adam_eps: float = 1e-5
     """Adam's epsilon."""
     symmetry_coef: float = 0.0
@@ -89,7 +105,7 @@ class WrapperConfig:
     frame_stack: int = 1
     """Latest observations joined along the first axis of an image, the last axis of a vector."""
     nan_guard: Literal["off", "halt", "skip"] = "halt"
-    """What to do with a non-finite observation or reward: stop with a replayable dump, or drop the slot's episode."""
+    """On a non-finite observation or reward: stop with a replayable dump, or drop the episode."""
 
 
 @dataclass(frozen=True)
@@ -158,3 +174,190 @@ class TrainConfig:
     """Evaluation."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
+
+
+ALGOS: dict[str, type] = {"ppo": PPOConfig}
+"""Algorithms by the name that a YAML config and `--algo` use."""
+
+MAX_FILE_BYTES = 1_000_000
+"""A config is a page of text; a larger file is not read."""
+
+_RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        (
+            *("num_envs", "num_workers", "num_groups", "total_steps", "torch_threads"),
+            *("algo.num_steps", "algo.minibatch_size", "algo.epochs", "network.recurrent_size"),
+            *("network.gsde_every", "wrappers.frame_stack", "eval.episodes", "checkpoint.keep"),
+        ),
+    ),
+    (
+        "above 0",
+        lambda value: value > 0,
+        (
+            *("timeout", "time_limit", "algo.learning_rate", "algo.clip", "algo.value_clip"),
+            *("algo.max_grad_norm", "algo.target_kl", "algo.adam_eps", "network.obs_clip"),
+            *("wrappers.clip_reward",),
+        ),
+    ),
+    (
+        "0 or more",
+        lambda value: value >= 0,
+        (
+            *("seed", "max_restarts", "eval.every", "eval.seed", "checkpoint.every"),
+            *("algo.value_coef", "algo.entropy_coef", "algo.symmetry_coef"),
+        ),
+    ),
+    ("from 0 to 1", lambda value: 0 <= value <= 1, ("algo.gamma", "algo.gae_lambda")),
+    ("widths of at least 1", lambda value: all(width >= 1 for width in value), ("network.hidden",)),
+)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse a value that no run can have.
+
+    Raises:
+        ConfigError: names the setting, what it must be and what it is.
+    """
+    for sentence, allowed, paths in _RULES:
+        for path in paths:
+            value: Any = config
+            for name in path.split("."):
+                value = getattr(value, name, None)  # another algorithm has other settings
+            if value is not None and not allowed(value):
+                raise ConfigError(f"{path} must be {sentence}, it is {value!r}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return the config as plain nested values, ready for YAML or JSON.
+
+    Raises:
+        ConfigError: a world's keyword argument is an object that a file cannot hold.
+    """
+    result: dict[str, Any] = {}
+    for kind, known in ALGOS.items():
+        if type(config) is known:
+            result["name"] = kind
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        is_section = dataclasses.is_dataclass(value)
+        result[item.name] = to_dict(value) if is_section else plain(value, item.name)
+    return result
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """Build a config from nested mappings; what is not given keeps its default.
+
+    Raises:
+        ConfigError: an unknown key (the nearest name is given), a wrong type or value.
+    """
+    return merge(TrainConfig(), values)
+
+
+def merge(
+    config: Config, changes: Mapping[str, Any], *, spell: Callable[[str], str] = str
+) -> Config:
+    """Return `config` with `changes` made to it; a mapping changes a section field by field.
+
+    Args:
+        config: A dataclass, usually a `TrainConfig`.
+        changes: Nested mappings; a section may also be given as its dataclass.
+        spell: Turns a dotted path into what the person wrote, for errors ("a.b" -> "--a.b").
+
+    Raises:
+        ConfigError: as `from_dict`.
+    """
+    merged = change(config, changes, ALGOS, spell)
+    if isinstance(merged, TrainConfig):
+        check(merged)
+    return merged
+
+
+def save_config(config: TrainConfig, path: str | os.PathLike[str]) -> None:
+    """Write the config as YAML; a reader sees the old file or the new one, never half of it."""
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    target = Path(path)
+    staged = target.with_name(f"{target.name}.tmp-{os.getpid()}")
+    staged.write_text(text, encoding="utf-8")
+    os.replace(staged, target)
+
+
+def load_config(path: str | os.PathLike[str]) -> TrainConfig:
+    """Read a YAML config.
+
+    Raises:
+        ConfigError: the file is absent, is not plain YAML, or holds a wrong setting.
+    """
+    values = read_yaml(path)
+    try:
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a YAML file of plain values: no tags that build objects, no aliases, at most 1 MB.
+
+    Raises:
+        ConfigError: as `load_config`, except for wrong settings.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{file}: there is no such file")
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise ConfigError(f"{file}: larger than {MAX_FILE_BYTES} bytes, so it is not a config")
+    try:
+        text = file.read_text(encoding="utf-8")
+        # Nested aliases grow a page of text into gigabytes once they are copied.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ConfigError(f"{file}: YAML aliases are refused: write the values out")
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise ConfigError(f"{file}{line}: {' '.join(str(problem).split())}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: not a text file in UTF-8") from None
+    except (RecursionError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        detail = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"{file}: {detail}") from None
+    if values is None:  # an empty file, or one of comments, changes nothing
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: expected settings such as 'num_envs: 8', found {short(values)}")
+    return values
+
+
+def presets() -> list[str]:
+    """Return the names of the presets, sorted."""
+    files = resources.files("rlgym.configs").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def load_preset(name: str, env_id: str | None = None) -> TrainConfig:
+    """Read a preset by name; `env_id` replaces its world.
+
+    Raises:
+        ConfigError: there is no such preset (the nearest name is given).
+    """
+    if name not in presets():
+        raise ConfigError(f"there is no preset '{name}': {suggest(name, presets())}")
+    file = resources.files("rlgym.configs") / f"{name}.yaml"
+    with resources.as_file(file) as path:
+        config = load_config(path)
+    return dataclasses.replace(config, preset=name, env_id=env_id or config.env_id)
+
+
+def preset_for(env_id: str, algo: str = "ppo") -> str | None:
+    """Return the name of the preset tuned for this world and algorithm, None when there is none."""
+    for name in presets():
+        config = load_preset(name)
+        # "package:World-v0" and "World-v0" are the same world once the package is imported.
+        same_world = config.env_id.rpartition(":")[2] == env_id.rpartition(":")[2]
+        if same_world and type(config.algo) is ALGOS.get(algo):
+            return name
+    return None
