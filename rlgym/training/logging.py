@@ -1,0 +1,194 @@
+"""Scalars of a run: their names, and the files and the console that they go to.
+
+A metric's name is an API: dashboards, plots and tests depend on it. The x axis is environment
+steps, everywhere.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlgym.errors import UserError
+from rlgym.settings import suggest
+from rlgym.training.console import Console, Mode
+
+if TYPE_CHECKING:
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+NAMES: dict[str, str] = {
+    "rollout/ep_rew_mean": "mean return of the last 100 training episodes, unscaled",
+    "rollout/ep_len_mean": "mean length of the last 100 training episodes, in steps",
+    "rollout/success_rate": "share of successes in the last 100 episodes of a world that tells",
+    "time/fps": "environment steps per second since the start",
+    "time/iterations": "updates so far",
+    "time/time_elapsed": "seconds of training so far, without pauses between runs",
+    "time/total_timesteps": "environment steps so far",
+    "time/episodes": "training episodes finished so far",
+    "train/approx_kl": "KL divergence of the updated policy from the one that acted (k3 estimate)",
+    "train/clip_fraction": "share of probability ratios outside the clip range",
+    "train/clip_range": "current clip range",
+    "train/entropy_loss": "negative mean entropy of the policy",
+    "train/explained_variance": "1 - Var(returns - values) / Var(returns); 1 is perfect",
+    "train/learning_rate": "current step size",
+    "train/loss": "total loss",
+    "train/policy_gradient_loss": "clipped surrogate loss",
+    "train/value_loss": "mean squared error of the values",
+    "train/symmetry_loss": "mirror loss",
+    "train/std": "mean standard deviation of Gaussian actions",
+    "train/grad_norm": "global L2 norm of the gradient before clipping",
+    "train/n_updates": "passes over a rollout so far",
+    "eval/mean_reward": "mean return of the evaluation episodes",
+    "eval/std_reward": "standard deviation of the evaluation episodes' returns",
+    "eval/mean_ep_length": "mean length of the evaluation episodes, in steps",
+    "eval/success_rate": "share of evaluation episodes that succeeded",
+    "perf/*": "seconds per update in collect, learn, transfer, idle, log, save; memory in bytes",
+    "env/*": "mean per step of a term of the reward, or of a number that the world reports",
+    "health/*": "counts of what went wrong and was survived: restarts, timeouts, lost slots, ...",
+    "user/*": "free for your own hooks",
+}
+"""Every scalar that a run writes, with its meaning; "prefix/*" is a family with open names."""
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Logger:
+    """Writes scalars to TensorBoard, to `metrics.jsonl` and to the console.
+
+    Args:
+        run_dir: Existing folder of the run.
+        total_steps: Environment steps at which the run is done, for the progress display.
+        console: "auto", "live", "plain" or "off" (see `Console`).
+        title: First words of the live panel; the folder's name by default.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        total_steps: int,
+        console: Mode = "auto",
+        title: str | None = None,
+    ):
+        self.run_dir = Path(run_dir)
+        self.console = Console(title or self.run_dir.name, total_steps, console)
+        self._lines = open(self.run_dir / METRICS_FILE, "a", encoding="utf-8")  # noqa: SIM115
+        self._events: EventFileWriter | None = None
+        self._lost = 0
+
+    def write(self, metrics: Mapping[str, float | torch.Tensor], step: int) -> dict[str, float]:
+        """Write scalars at environment step `step` and return them as floats.
+
+        Tensors are read from their device at once.
+
+        Raises:
+            UserError: a name that is not in `NAMES`.
+        """
+        unknown = unknown_names(metrics)
+        if unknown:
+            close = suggest(unknown[0], NAMES)
+            raise UserError(
+                f"'{unknown[0]}' is not the name of a scalar: {close} "
+                f"Your own hooks may write user/{unknown[0].rpartition('/')[2]}"
+            )
+        values = _read(metrics)
+        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **finite})
+        try:
+            self._lines.write(line + "\n")
+            self._lines.flush()
+            self._write_event(values, step)
+        except OSError as error:  # a full disk costs points of a curve, not the run
+            self._events = None
+            if not self._lost:
+                self.note(f"warning: scalars are being lost: {error.strerror or error}")
+            self._lost += 1
+        self.console.update(values, step)
+        return values
+
+    def note(self, text: str) -> None:
+        """Show one line of text to the person."""
+        self.console.note(text)
+
+    def resume(self, step: int) -> None:
+        """Continue after `step`: later lines go, TensorBoard drops its later points.
+
+        Call it before the first `write`. A line that a crash has torn goes too.
+        """
+        self._lines.close()
+        path = self.run_dir / METRICS_FILE
+        staged = path.with_name(f"{METRICS_FILE}.tmp-{os.getpid()}")
+        with open(path, encoding="utf-8", errors="replace") as old:
+            kept = [line for line in old if _step_of(line) <= step]
+        staged.write_text("".join(kept), encoding="utf-8")
+        os.replace(staged, path)
+        self._lines = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._open_events(purge_from=step + 1)
+        self.console.start(step)
+
+    def close(self) -> None:
+        """Flush and close everything; may be called twice."""
+        self.console.close()
+        self._lines.close()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _open_events(self, purge_from: int | None = None) -> "EventFileWriter":
+        # Here, not at the top: it takes 0.2 s, and torch.utils.tensorboard twice that.
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._events = EventFileWriter(str(self.run_dir), flush_secs=10)
+        if purge_from is not None:
+            session = SessionLog(status=SessionLog.START)  # TensorBoard's own word for a restart
+            event = Event(wall_time=time.time(), step=purge_from, session_log=session)
+            self._events.add_event(event)
+        return self._events
+
+    def _write_event(self, values: Mapping[str, float], step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        events = self._events or self._open_events()
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+
+
+def unknown_names(names: Iterable[str]) -> list[str]:
+    """Return the names that are neither in `NAMES` nor in one of its open families."""
+    return [n for n in names if n not in NAMES and f"{n.partition('/')[0]}/*" not in NAMES]
+
+
+def read_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """Return the lines of a run's `metrics.jsonl`, without one that a crash has torn."""
+    with open(Path(run_dir) / METRICS_FILE, encoding="utf-8", errors="replace") as lines:
+        return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+
+
+def _read(metrics: Mapping[str, float | torch.Tensor]) -> dict[str, float]:
+    """Return floats; tensors cross from their device in one transfer."""
+    tensors = [v.detach().reshape(()) for v in metrics.values() if isinstance(v, torch.Tensor)]
+    numbers = iter(torch.stack([t.to(torch.float64) for t in tensors]).tolist() if tensors else [])
+    return {
+        name: next(numbers) if isinstance(value, torch.Tensor) else float(value)
+        for name, value in metrics.items()
+    }
+
+
+def _step_of(line: str) -> float:
+    """Return the line's step; infinity for a line that is not whole."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf
