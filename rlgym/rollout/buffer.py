@@ -1,0 +1,201 @@
+"""What a policy did in its worlds: time-major tensors (T, N, ...), allocated once, and GAE.
+
+Row `[t, n]` holds what slot n saw at step t, what it was told to do, and what came of it. Values
+and log-probabilities are not stored: parameters and statistics do not change during a rollout, so
+the learner evaluates all T * N rows in one batch instead of computing them step by step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlgym.spaces import Layout, Tree, map_tree, tree_items
+
+
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    last_values: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    bootstrap: Tensor,
+    active: Tensor | None = None,
+    gamma: float = 0.99,
+    lam: float = 0.95,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438, equation 16).
+
+    For an active row, with V' the value of the next active row (`bootstrap` where the episode was
+    truncated, 0 where it terminated):
+
+        delta = reward + gamma V' - V        A = delta + gamma lam A'
+
+    An inactive row is a step in which the slot took no action. Its reward and its end belong to
+    the pending transition, the slot's last active row; V' and A' pass through it undiscounted.
+    Inactive rows before a slot's first active row have no pending transition here and count for
+    nothing.
+
+    Args:
+        rewards: (T, N) float.
+        values: (T, N) V(obs) of the behaviour policy.
+        last_values: (N,) V(obs) after the last row.
+        terminated: (T, N) bool, the world ended in this step.
+        truncated: (T, N) bool, time ran out in this step, or the slot was lost.
+        bootstrap: (T, N) V(final_obs) where truncated, else 0.
+        active: (T, N) bool; None when every row is active, which is faster.
+        gamma: discount per step.
+        lam: decay of the estimator.
+
+    Returns:
+        Advantages and returns (advantages + values), both (T, N); inactive rows have advantage 0.
+    """
+    goes_on = (~(terminated | truncated)).to(rewards.dtype)
+    bootstrap = torch.where(terminated, torch.zeros_like(bootstrap), bootstrap)
+    if active is None:
+        next_values = torch.cat((values[1:], last_values[None]))
+        delta = rewards + gamma * (goes_on * next_values + bootstrap) - values
+        advantages = _scan_back(gamma * lam * goes_on, delta, torch.zeros_like(last_values))
+        return advantages, advantages + values
+
+    acts = active.to(rewards.dtype)
+    passes = (1.0 - acts) * goes_on
+    # What the row before sees of each row: its value, and the reward it hands back.
+    seen = torch.stack((acts * values + (1.0 - acts) * bootstrap, (1.0 - acts) * rewards), dim=1)
+    last = torch.stack((last_values, torch.zeros_like(last_values)))
+    seen = _scan_back(passes[:, None], seen, last, keep_last=True)[1:]
+    delta = rewards + goes_on * seen[:, 1] + gamma * (goes_on * seen[:, 0] + bootstrap) - values
+    decay = goes_on * torch.where(active, gamma * lam, 1.0)
+    advantages = acts * _scan_back(decay, acts * delta, torch.zeros_like(last_values))
+    return advantages, advantages + values
+
+
+def _scan_back(decay: Tensor, terms: Tensor, last: Tensor, keep_last: bool = False) -> Tensor:
+    """Solve x[t] = terms[t] + decay[t] x[t + 1] backwards from x[T] = last."""
+    out = torch.empty((len(terms) + 1, *terms.shape[1:]), dtype=terms.dtype, device=terms.device)
+    out[-1] = last
+    rows, decays, constants = out.unbind(0), decay.unbind(0), terms.unbind(0)
+    for t in range(len(terms) - 1, -1, -1):
+        torch.addcmul(constants[t], decays[t], rows[t + 1], out=rows[t])
+    return out if keep_last else out[:-1]
+
+
+class RolloutBuffer:
+    """One rollout of `num_steps` steps in `num_envs` slots, overwritten by the next.
+
+    Rewards and flags are written on the host, where worlds report them, and cross to the device
+    once per rollout (`upload`); on a CPU both are the same memory. Observations and actions live on
+    the device from the start, because the policy needs them there at each step.
+
+    Args:
+        num_steps: T.
+        num_envs: N.
+        obs_layout: layout of the observations.
+        action_layout: layout of the actions.
+        device: where the learner works.
+        mask_size: flags of an action mask; 0 without masks.
+        state_shape: shapes of a recurrent policy's state without the batch axis, as a tree.
+
+    Attributes:
+        obs: tree of (T, N, ...), in the world's own types (images stay uint8).
+        actions: tree of (T, N, ...): raw actions, before clipping or squashing to the bounds.
+        rewards: (T, N) float32.
+        terminated: (T, N) bool.
+        truncated: (T, N) bool.
+        bootstrap: (T, N) float32: V(final_obs) where truncated and not terminated, else 0.
+        active: (T, N) bool: False where the slot took no action; such rows weigh nothing.
+        episode_start: (T, N) bool: obs[t] is the first of an episode.
+        action_mask: (T, N, mask_size) bool, True = allowed; None without masks.
+        last_obs: tree of (N, ...): the observation after the last row.
+        last_start: (N,) bool: last_obs is the first of an episode.
+        initial_state: tree of (N, ...): the recurrent state before row 0; None without memory.
+        last_state: the recurrent state after the last row; None without memory.
+        all_active: True when no row is inactive; known on the host, so the learner need not ask.
+        host: the (T, N) numpy arrays behind rewards and flags.
+    """
+
+    def __init__(
+        self,
+        num_steps: int,
+        num_envs: int,
+        obs_layout: Layout,
+        action_layout: Layout,
+        device: torch.device | str = "cpu",
+        mask_size: int = 0,
+        state_shape: Tree[tuple[int, ...]] | None = None,
+    ) -> None:
+        self.num_steps = num_steps
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        T, N = num_steps, num_envs
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+        self.obs: Tree[Tensor] = _to(obs_layout.alloc(T, N), self.device)
+        self.actions: Tree[Tensor] = _to(action_layout.alloc(T, N), self.device)
+        self.last_obs: Tree[Tensor] = _to(obs_layout.alloc(N), self.device)
+        self.host: dict[str, np.ndarray] = {
+            "rewards": np.zeros((T, N), np.float32),
+            "terminated": np.zeros((T, N), np.bool_),
+            "truncated": np.zeros((T, N), np.bool_),
+            "active": np.ones((T, N), np.bool_),
+            "episode_start": np.zeros((T + 1, N), np.bool_),
+        }
+        on_device = {name: _to(array, self.device) for name, array in self.host.items()}
+        self.rewards, self.terminated = on_device["rewards"], on_device["terminated"]
+        self.truncated, self.active = on_device["truncated"], on_device["active"]
+        self.episode_start = on_device["episode_start"][:-1]
+        self.last_start = on_device["episode_start"][-1]
+        self._on_device = on_device
+        self.bootstrap = zeros(T, N)
+        self.action_mask = zeros(T, N, mask_size, dtype=torch.bool) if mask_size else None
+        self.initial_state: Tree[Tensor] | None = None
+        self.last_state: Tree[Tensor] | None = None
+        if state_shape is not None:
+            self.initial_state = map_tree(lambda shape: zeros(N, *shape), state_shape)
+            self.last_state = map_tree(lambda shape: zeros(N, *shape), state_shape)
+        self.all_active = True
+
+    def upload(self) -> None:
+        """Bring rewards and flags from the host to the device; on a CPU they are there already."""
+        if self.device.type != "cpu":
+            for name, array in self.host.items():
+                self._on_device[name].copy_(torch.from_numpy(array), non_blocking=True)
+        self.all_active = bool(self.host["active"].all())
+
+    def advantages(
+        self, values: Tensor, last_values: Tensor, gamma: float, lam: float
+    ) -> tuple[Tensor, Tensor]:
+        """Advantages and returns of this rollout; see `gae`."""
+        active = None if self.all_active else self.active
+        return gae(
+            self.rewards,
+            values,
+            last_values,
+            self.terminated,
+            self.truncated,
+            self.bootstrap,
+            active,
+            gamma,
+            lam,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device, all tensors together."""
+        trees: list[Any] = [self.obs, self.actions, self.last_obs, self._on_device, self.bootstrap]
+        trees += [
+            tree
+            for tree in (self.action_mask, self.initial_state, self.last_state)
+            if tree is not None
+        ]
+        return sum(tensor.nbytes for tree in trees for _, tensor in tree_items(tree))
+
+
+def _to(tree: Tree[np.ndarray], device: torch.device) -> Any:
+    """Tensors on `device`; on a CPU they share the arrays' memory."""
+    return map_tree(lambda array: torch.from_numpy(array).to(device), tree)
