@@ -1,1 +1,103 @@
-"""Measured promises: one module per claim, run with `rlgym bench NAME`."""
+"""Measured promises: one module per claim, run with `rlgym bench NAME`.
+
+    rlgym bench                     list the benchmarks
+    rlgym bench NAME [--json]       run one; NAME --help lists its options
+    rlgym bench --all [--json]      run them all, one after another
+    rlgym bench table [FOLDER]      Markdown of saved results (default docs/results)
+
+The last line on standard output is one JSON object (`harness.Result.to_json`). The exit status is
+0 exactly when the goal is met, 1 when it is not, 2 when the command is wrong.
+
+To add a benchmark write one module with one function `bench_<name>(**options) -> Result`, whose
+keyword arguments become the options, and add its line to `BENCHES`.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from rlgym.errors import UserError
+
+BENCHES: dict[str, tuple[str, str]] = {
+    "ppo-cartpole": ("ppo_cartpole", "seconds until PPO solves CartPole, against SB3's"),
+    "ppo-update": ("ppo_update", "time of a PPO minibatch, against SB3's"),
+    "vector": ("vector", "what the worker processes cost per step, against raw and Gymnasium's"),
+    "memory": ("memory", "growth of resident memory over a million steps"),
+    "learning": ("learning", "returns of the shipped presets on all worlds, five seeds each"),
+}
+"""Name of each benchmark: its module in this package, and what it measures in one line."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command `rlgym bench` with the words after it and return the exit status.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    words = list(argv)
+    if not words or words == ["--help"] or words == ["-h"]:
+        print(listing())
+        return 0
+    only_json = "--json" in words
+    words = [word for word in words if word != "--json"]
+    if words[:1] == ["table"]:
+        from rlgym.bench.table import markdown
+
+        print(markdown(Path(words[1] if len(words) > 1 else "docs/results")))
+        return 0
+    if words[:1] == ["--all"]:
+        return _run_all(words[1:], only_json)
+    if not words or words[0] not in BENCHES:
+        raise UserError(_unknown(words[0] if words else ""))
+    outcome = _run_one(words[0], words[1:], only_json)
+    print(json.dumps(outcome), flush=True)
+    return 0 if outcome["met"] else 1
+
+
+def listing() -> str:
+    """Return the names with one line each."""
+    width = max(len(name) for name in BENCHES) + 2
+    lines = [f"  {name:<{width}}{line}" for name, (_, line) in BENCHES.items()]
+    usage = "rlgym bench NAME [--json] [options of NAME, see NAME --help] | --all | table [FOLDER]"
+    return "\n".join([usage, "", *lines])
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, BENCHES, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"the names are {', '.join(BENCHES)}"
+    return f"there is no benchmark '{name}': {hint}"
+
+
+def _run_one(name: str, words: list[str], only_json: bool) -> dict:
+    """Run one benchmark and return its JSON object; tell a person what it found."""
+    import tyro
+
+    from rlgym.bench.harness import say
+    from rlgym.bench.load import LoadWatch
+
+    module, _ = BENCHES[name]
+    function = getattr(import_module(f"rlgym.bench.{module}"), f"bench_{module}")
+    watch = LoadWatch()
+    for reason in watch.reasons_now():
+        say(f"warning: the machine is busy, the result will be marked: {reason}")
+    result = tyro.cli(function, args=words, prog=f"rlgym bench {name}")
+    outcome = result.to_json(watch.stop())
+    if not only_json:
+        print(f"{name}: {result.measured}")
+        for case in result.cases:
+            print(f"  {case.line()}")
+        if outcome["busy"]:
+            print(f"  marked busy: {'; '.join(outcome['load']['reasons'])}")
+        if result.quick:
+            print("  a quick run only shows that the benchmark works; its numbers mean nothing")
+    return outcome
+
+
+def _run_all(words: list[str], only_json: bool) -> int:
+    """Run every benchmark; the last line holds all their objects and is met when all are."""
+    outcomes = [_run_one(name, words, only_json) for name in BENCHES]
+    met = all(outcome["met"] for outcome in outcomes)
+    print(json.dumps({"name": "all", "met": met, "results": outcomes}), flush=True)
+    return 0 if met else 1

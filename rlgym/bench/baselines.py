@@ -1,0 +1,236 @@
+"""Stable-Baselines3's PPO with the tuned settings of rl-baselines3-zoo: what we compare with.
+
+Settings: github.com/DLR-RM/rl-baselines3-zoo, hyperparams/ppo.yml at commit 00128b5d. What that
+file does not name has SB3's default.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+
+Act = Callable[[Any], Any]
+"""One observation of the world -> one deterministic action."""
+VecKind = Literal["dummy", "subproc"]
+
+
+@dataclass(frozen=True)
+class ZooSettings:
+    """One entry of the zoo's ppo.yml."""
+
+    total_steps: int
+    """Environment steps of the whole run; linear schedules end here."""
+    num_envs: int
+    """Worlds stepped side by side."""
+    normalize: bool = False
+    """Whether observations and rewards are normalised (VecNormalize)."""
+    linear: tuple[str, ...] = ()
+    """Those of `ppo` that fall linearly to zero."""
+    ppo: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `stable_baselines3.PPO`."""
+    network: dict[str, Any] = field(default_factory=dict)
+    """Its `policy_kwargs`."""
+
+
+_BULLET_PPO = {
+    "n_steps": 512,
+    "batch_size": 128,
+    "n_epochs": 20,
+    "gamma": 0.99,
+    "gae_lambda": 0.9,
+    "ent_coef": 0.0,
+    "vf_coef": 0.5,
+    "max_grad_norm": 0.5,
+    "learning_rate": 3e-5,
+    "clip_range": 0.4,
+    "use_sde": True,
+    "sde_sample_freq": 4,
+}
+_BULLET_NETWORK = {
+    "log_std_init": -2,
+    "ortho_init": False,
+    "activation_fn": torch.nn.ReLU,
+    "net_arch": {"pi": [256, 256], "vf": [256, 256]},
+}
+ZOO: dict[str, ZooSettings] = {
+    "CartPole-v1": ZooSettings(
+        total_steps=100_000,
+        num_envs=8,
+        linear=("learning_rate", "clip_range"),
+        ppo={
+            "n_steps": 32,
+            "batch_size": 256,
+            "n_epochs": 20,
+            "gamma": 0.98,
+            "gae_lambda": 0.8,
+            "ent_coef": 0.0,
+            "learning_rate": 1e-3,
+            "clip_range": 0.2,
+        },
+    ),
+    "HopperBulletEnv-v0": ZooSettings(
+        total_steps=2_000_000,
+        num_envs=16,
+        normalize=True,
+        linear=("clip_range",),
+        ppo=_BULLET_PPO,
+        network=_BULLET_NETWORK,
+    ),
+    "HalfCheetahBulletEnv-v0": ZooSettings(
+        total_steps=2_000_000,
+        num_envs=16,
+        normalize=True,
+        ppo=_BULLET_PPO,
+        network=_BULLET_NETWORK,
+    ),
+}
+"""World, without the package that registers it -> the zoo's settings."""
+
+
+def settings_of(env_id: str) -> ZooSettings:
+    """Return the zoo's settings of a world; "package:World-v0" is looked up as "World-v0"."""
+    return ZOO[env_id.rpartition(":")[2]]
+
+
+def make_sb3(
+    env_id: str, seed: int, *, vec_env: VecKind = "dummy", tensorboard: str | None = None
+) -> PPO:
+    """Build SB3's PPO as the zoo's train script does.
+
+    Args:
+        env_id: a Gymnasium id, "package:id" too.
+        seed: seed of worlds, network and noise.
+        vec_env: worlds in this process (the zoo's default) or in one process each.
+        tensorboard: folder of its log; None writes none.
+    """
+    settings = settings_of(env_id)
+    kind: type[VecEnv] = DummyVecEnv if vec_env == "dummy" else SubprocVecEnv
+    env: VecEnv = make_vec_env(env_id, n_envs=settings.num_envs, seed=seed, vec_env_cls=kind)
+    if settings.normalize:
+        env = VecNormalize(env, gamma=settings.ppo["gamma"])
+    arguments = dict(settings.ppo)
+    for name in settings.linear:
+        arguments[name] = _linear(arguments[name])
+    return PPO(
+        "MlpPolicy",
+        env,
+        seed=seed,
+        device="cpu",
+        tensorboard_log=tensorboard,
+        policy_kwargs=settings.network or None,
+        **arguments,
+    )
+
+
+def _linear(start: float) -> Callable[[float], float]:
+    """Return SB3's form of a schedule that falls from `start` to zero."""
+    return lambda remaining: remaining * start
+
+
+class StopAtMean(BaseCallback):
+    """Ends SB3's training when the mean return of its last 100 episodes reaches a threshold.
+
+    Args:
+        threshold: mean return to reach.
+        deadline: value of `time.perf_counter` at which to give up.
+    """
+
+    def __init__(self, threshold: float, deadline: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.deadline = deadline
+        self.reached_at: float | None = None
+        self._ended = False
+
+    def _on_step(self) -> bool:
+        """Return False to stop; called after each step of all worlds."""
+        if self._ended:  # SB3 appends an episode to its window after this call, not before
+            window = self.model.ep_info_buffer or ()
+            if len(window) == 100 and sum(e["r"] for e in window) >= 100 * self.threshold:
+                self.reached_at = time.perf_counter()
+                return False
+        self._ended = self.locals["dones"].any()
+        return time.perf_counter() < self.deadline
+
+
+def act_of(model: PPO) -> Act:
+    """Return the deterministic policy of a trained model, its normaliser included and frozen."""
+    normalizer = model.get_vec_normalize_env()
+
+    def act(obs: Any) -> Any:
+        seen = obs if normalizer is None else normalizer.normalize_obs(obs)
+        return model.predict(seen, deterministic=True)[0]
+
+    return act
+
+
+def play(
+    env_id: str,
+    act: Act,
+    *,
+    episodes: int,
+    seed: int,
+    begin: Callable[[], None] = lambda: None,
+) -> tuple[list[float], list[float]]:
+    """Run episodes one after another in Gymnasium's own world.
+
+    Args:
+        env_id: a Gymnasium id, "package:id" too.
+        act: one observation -> one action.
+        episodes: number of episodes.
+        seed: seed of the first; episode i has seed + i.
+        begin: called at the start of each episode, for a policy that remembers.
+
+    Returns:
+        Returns, and `info["is_success"]` at the ends as 0 or 1 (NaN where a world has none).
+    """
+    env = gymnasium.make(env_id)
+    returns, successes = [], []
+    for episode in range(episodes):
+        obs, info = env.reset(seed=seed + episode)
+        begin()
+        total, ended = 0.0, False
+        while not ended:
+            obs, reward, terminated, truncated, info = env.step(act(obs))
+            total += float(reward)
+            ended = terminated or truncated
+        returns.append(total)
+        successes.append(float(info.get("is_success", np.nan)))
+    env.close()
+    return returns, successes
+
+
+def fastest(env_id: str, *, vec_envs: Sequence[VecKind] = ("dummy",)) -> dict[str, Any]:
+    """Return the torch threads (1 or 2) and the vector env with which SB3 trains faster here.
+
+    Args:
+        env_id: a world of `ZOO`.
+        vec_envs: vector envs to try.
+
+    Returns:
+        "threads", "vec_env", and "steps_per_second" of every pair that was tried.
+    """
+    settings = settings_of(env_id)
+    rollout = settings.num_envs * settings.ppo["n_steps"]
+    speed: dict[tuple[int, VecKind], float] = {}
+    for vec_env in vec_envs:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            model = make_sb3(env_id, seed=1000, vec_env=vec_env)
+            model.learn(rollout)  # the first update pays for lazy set-up
+            steps = max(rollout, 8192)
+            start = time.perf_counter()
+            model.learn(steps, reset_num_timesteps=False)
+            speed[threads, vec_env] = steps / (time.perf_counter() - start)
+            model.get_env().close()
+    threads, vec_env = max(speed, key=lambda pair: speed[pair])
+    tried = {f"{n} thread(s), {kind}": round(rate) for (n, kind), rate in speed.items()}
+    return {"threads": threads, "vec_env": vec_env, "steps_per_second": tried}

@@ -1,0 +1,279 @@
+"""Returns of the shipped presets, over seeds: interquartile mean and bootstrap interval.
+
+Each seed of each world trains in a fresh process with the world's preset, then its last policy
+plays 100 deterministic episodes in Gymnasium's own world. Where rl-zoo publishes a number for
+Stable-Baselines3, `--baseline` trains that too on this machine, in turn with ours, for the wall
+time. Every finished run is one line in a file, and a run that stands there is not repeated: what
+was interrupted continues.
+"""
+
+import hashlib
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+
+from rlgym.bench.harness import Case, Result, commit, in_fresh_process, say
+from rlgym.bench.stats import bootstrap_interval, interquartile_mean
+from rlgym.config import TrainConfig, load_preset, preset_for, to_dict
+from rlgym.errors import UserError
+
+BULLET = "pybullet_envs_gymnasium"
+EVALUATION_SEED = 1_000_000
+"""Seed of the first evaluation episode: no training seed comes near it."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the preset of a world must reach."""
+
+    score: float
+    """Bound of the interquartile mean, over seeds, of the mean return over episodes."""
+    source: str
+    """Where the bound comes from."""
+    against_sb3: bool = False
+    """Whether SB3, with rl-zoo's settings, must also take longer for its run."""
+
+
+PROMISES: dict[str, Promise] = {
+    "CartPole-v1": Promise(475.0, "Gymnasium's threshold; 500 is the most there is"),
+    "Acrobot-v1": Promise(-85.0, "ours"),
+    "Pendulum-v1": Promise(-200.0, "ours, at 100,000 steps"),
+    "MountainCarContinuous-v0": Promise(85.0, "ours"),
+    f"{BULLET}:HopperBulletEnv-v0": Promise(2575.0, "rl-zoo's benchmark.md, 2 million steps", True),
+    f"{BULLET}:HalfCheetahBulletEnv-v0": Promise(
+        2925.0, "rl-zoo's benchmark.md, 2 million steps", True
+    ),
+    "panda_gym:PandaReach-v3": Promise(-5.0, "ours: the goal within 5 of 50 steps"),
+}
+"""World -> its promise."""
+
+
+def bench_learning(
+    *,
+    world: tuple[str, ...] = tuple(PROMISES),
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    episodes: int = 100,
+    which: Literal["last", "best"] = "last",
+    baseline: bool = False,
+    results: Path = Path("runs/bench/learning.jsonl"),
+    steps: int | None = None,
+    table: bool = False,
+    quick: bool = False,
+) -> Result:
+    """Returns of the shipped presets: interquartile mean over seeds and 95 % interval.
+
+    Args:
+        world: worlds to train on.
+        seeds: seeds per world.
+        episodes: deterministic episodes per trained policy.
+        which: policy to score: the last, or the best by the evaluations during training.
+        baseline: also train SB3 with rl-zoo's settings where the promise compares with it.
+        results: file of finished runs, one JSON line each; runs in it are not repeated.
+        steps: environment steps instead of the preset's, for ours and theirs (for trials).
+        table: print what stands in the file, train nothing.
+        quick: one seed for 2,000 steps, to see that everything works.
+    """
+    for name in world:
+        if name not in PROMISES:
+            raise UserError(f"no promise for world '{name}': the worlds are {', '.join(PROMISES)}")
+    if quick:
+        world, seeds, steps, episodes = world[:1], seeds[:1], 2_000, 2
+    log = RunLog(results)
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name in world:
+        for seed in seeds:
+            for side in _sides(name, baseline):
+                key = {"world": name, "side": side, "seed": seed, "steps": steps}
+                key |= {"episodes": episodes, "which": which, "preset": _digest(name, side)}
+                record = log.find(key) or (None if table else _train(key, log))
+                runs.setdefault((name, side), []).extend([record] if record else [])
+    cases = [case_of(w, runs[w, "ours"], runs.get((w, "sb3"), [])) for w in world]
+    say(markdown(cases))
+    measured = (
+        f"interquartile mean over seeds of the mean return of {episodes} deterministic episodes "
+        f"of the {which} policy, trained with the shipped preset"
+    )
+    return Result("learning", measured, tuple(cases), quick)
+
+
+def _sides(world: str, baseline: bool) -> tuple[str, ...]:
+    return ("ours", "sb3") if baseline and PROMISES[world].against_sb3 else ("ours",)
+
+
+def _digest(world: str, side: str) -> str | None:
+    """Return a hash of the preset: a run of another preset is another run."""
+    if side == "sb3":
+        return None
+    preset = preset_for(world)
+    config = TrainConfig(env_id=world) if preset is None else load_preset(preset, world)
+    return hashlib.sha256(json.dumps(to_dict(config)).encode()).hexdigest()[:16]
+
+
+def _train(key: dict[str, Any], log: "RunLog") -> dict[str, Any]:
+    """Train and score one seed in a fresh process; return its record, which is also saved."""
+    names = ("world", "seed", "steps", "episodes", "which")
+    outcome = in_fresh_process(
+        f"rlgym.bench.learning:train_{key['side']}",
+        timeout=24 * 3600.0,
+        **{name: key[name] for name in names},
+    )
+    record = {**key, **outcome, "commit": commit()}
+    log.add(record)
+    say(
+        f"{key['world']} {key['side']} seed {key['seed']}: "
+        f"{record['score']:.1f} in {record['minutes']:.1f} min"
+    )
+    return record
+
+
+class RunLog:
+    """Finished runs, one JSON line each; a line that was cut short by a crash is ignored.
+
+    Args:
+        path: the file; it need not be there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[dict[str, Any]] = []
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    self.records.append(json.loads(line))
+                except json.JSONDecodeError:
+                    say(f"{path}: a line is not JSON and is left out: {line[:60]!r}")
+
+    def find(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the last record that has all of the key's values, or None."""
+        for record in reversed(self.records):
+            if all(record.get(name) == value for name, value in key.items()):
+                return record
+        return None
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append a record to the file at once."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        written = self.path.read_bytes() if self.path.is_file() else b""
+        start = "\n" if written and not written.endswith(b"\n") else ""  # after a line cut short
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{start}{json.dumps(record)}\n")
+        self.records.append(record)
+
+
+def case_of(world: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Case:
+    """Return the case of one world.
+
+    Args:
+        world: a world of `PROMISES`.
+        ours: records of our runs; none gives a case that is not met.
+        theirs: records of SB3's runs, where the promise compares with them.
+    """
+    promise = PROMISES[world]
+    scores = [record["score"] for record in ours]
+    minutes = [record["minutes"] for record in ours]
+    their_scores = [record["score"] for record in theirs]
+    details: dict[str, Any] = {"source": promise.source, "seeds": [r["seed"] for r in ours]}
+    conditions = {}
+    if scores:
+        details["interval"] = list(bootstrap_interval([scores]))
+        details["minutes"] = statistics.median(minutes)
+        details["steps"] = statistics.median(record["env_steps"] for record in ours)
+        successes = [r["success"] for r in ours if r["success"] is not None]
+        details["success"] = statistics.mean(successes) if successes else None
+    if promise.against_sb3:
+        their_minutes = [record["minutes"] for record in theirs]
+        details["sb3_minutes"] = statistics.median(their_minutes) if theirs else None
+        faster = bool(ours and theirs) and details["minutes"] < details["sb3_minutes"]
+        conditions["fewer wall minutes than SB3 here (--baseline)"] = faster
+    return Case(
+        name=world,
+        unit="return",
+        value=float(interquartile_mean(np.array(scores))) if scores else math.nan,
+        goal=promise.score,
+        goal_is="at least",
+        baseline=float(interquartile_mean(np.array(their_scores))) if theirs else None,
+        values=tuple(scores),
+        baseline_values=tuple(their_scores),
+        conditions=conditions,
+        details=details,
+    )
+
+
+def markdown(cases: list[Case]) -> str:
+    """Return the table of the README: one row per world."""
+    head = "| world | goal | IQM (95 % interval) | seeds | steps | minutes |"
+    rows = [head, "|---|---|---|---|---|---|"]
+    for case in cases:
+        world, details = case.name.rpartition(":")[2], case.details
+        if not case.values:
+            rows.append(f"| {world} | {case.goal:g} | not run | 0 | | |")
+            continue
+        low, high = details["interval"]
+        minutes = f"{details['minutes']:.1f}"
+        if details.get("sb3_minutes"):
+            minutes += f" (SB3 {details['sb3_minutes']:.1f}, score {case.baseline:.0f})"
+        rows.append(
+            f"| {world} | {case.goal:g} | {case.value:.1f} ({low:.1f} to {high:.1f}) "
+            f"| {len(case.values)} | {details['steps']:,.0f} | {minutes} |"
+        )
+    return "\n".join(rows)
+
+
+def train_ours(
+    *, world: str, seed: int, steps: int | None, episodes: int, which: Literal["last", "best"]
+) -> dict[str, Any]:
+    """Train with the shipped preset and score the policy (a fresh process)."""
+    import rlgym
+    from rlgym.bench.baselines import play
+
+    changes = {} if steps is None else {"total_steps": steps}
+    with TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        start = time.perf_counter()
+        run = rlgym.train(world, run_dir=run_dir, seed=seed, **changes)
+        minutes = (time.perf_counter() - start) / 60.0
+        policy = rlgym.load_policy(run_dir, which=which)
+        scores, successes = play(
+            world, policy.act, episodes=episodes, seed=EVALUATION_SEED, begin=policy.reset
+        )
+    return _outcome(scores, successes, minutes, run.state.env_steps)
+
+
+def train_sb3(
+    *, world: str, seed: int, steps: int | None, episodes: int, which: str
+) -> dict[str, Any]:
+    """Train SB3 at the fastest of its threads and vector envs here, and score the last policy."""
+    import torch
+
+    from rlgym.bench.baselines import act_of, fastest, make_sb3, play, settings_of
+
+    pick = fastest(world, vec_envs=("dummy", "subproc"))
+    torch.set_num_threads(pick["threads"])
+    with TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        model = make_sb3(world, seed, vec_env=pick["vec_env"], tensorboard=folder)
+        model.learn(steps or settings_of(world).total_steps)
+        minutes = (time.perf_counter() - start) / 60.0
+        scores, successes = play(world, act_of(model), episodes=episodes, seed=EVALUATION_SEED)
+        model.get_env().close()
+    return {**_outcome(scores, successes, minutes, model.num_timesteps), "setting": pick}
+
+
+def _outcome(
+    scores: list[float], successes: list[float], minutes: float, env_steps: int
+) -> dict[str, Any]:
+    known = [success for success in successes if not math.isnan(success)]
+    return {
+        "score": statistics.mean(scores),
+        "deviation": statistics.pstdev(scores),
+        "success": statistics.mean(known) if known else None,
+        "minutes": minutes,
+        "env_steps": env_steps,
+    }
