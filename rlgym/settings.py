@@ -8,9 +8,19 @@ import dataclasses
 import difflib
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from rlgym.errors import ConfigError
 
@@ -54,14 +64,18 @@ def setting_types(kind: type) -> dict[str, Any]:
     return {item.name: hints[item.name] for item in dataclasses.fields(kind)}
 
 
-def setting_paths(kind: type, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of each setting of a config dataclass."""
+@cache
+def nested_types(kind: type) -> dict[str, Any]:
+    """Return the type of each setting of a config dataclass, by its dotted path."""
+    found: dict[str, Any] = {}
     for name, hint in setting_types(kind).items():
-        sections = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+        sections = [part for part in (hint, *get_args(hint)) if dataclasses.is_dataclass(part)]
         for section in sections:
-            yield from setting_paths(section, f"{prefix}{name}.")
+            inner = nested_types(cast(type, section))
+            found |= {f"{name}.{path}": inner[path] for path in inner}
         if not sections:
-            yield prefix + name
+            found[name] = hint
+    return found
 
 
 def plain(value: Any, path: str) -> Any:
@@ -133,7 +147,7 @@ def _nearest(path: str, kind: type, asked: _Asked) -> str:
     prefix, _, key = path.rpartition(".")
     prefix = f"{prefix}." if prefix else ""
     wanted = key.replace("-", "_")
-    everywhere = list(setting_paths(asked.root))
+    everywhere = list(nested_types(asked.root))
     siblings = list(setting_types(kind))
     close = [prefix + name for name in difflib.get_close_matches(wanted, siblings, 1, 0.7)]
     close += [other for other in everywhere if other.rpartition(".")[2] == wanted]
@@ -174,7 +188,7 @@ def _number(value: Any) -> int | float | None:
     """Read a finite number; YAML 1.1 takes 1e-3, without a dot, for a text."""
     if isinstance(value, str):
         try:
-            value = float(value)
+            value = int(value) if value.lstrip("+-").isdecimal() else float(value)
         except ValueError:
             return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):

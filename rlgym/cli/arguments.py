@@ -1,0 +1,163 @@
+"""Command-line words and flags into dataclasses.
+
+Flags become the same nested mapping that a YAML file is, and go through the same `change`: so a
+wrong flag and a wrong line of a file get the same one-line error. tyro draws the help.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
+
+import yaml
+
+from rlgym.errors import ConfigError, UserError
+from rlgym.settings import change, nested_types, suggest
+
+Options = TypeVar("Options")
+
+
+class Split(NamedTuple):
+    """A command line taken apart."""
+
+    words: list[str]
+    """Arguments that belong to no flag."""
+    flags: dict[str, Any]
+    """Dotted path of each flag -> its value: a text, a list of texts, or what YAML reads."""
+
+
+def wants_help(argv: Sequence[str]) -> bool:
+    """Tell whether -h or --help was given."""
+    return "-h" in argv or "--help" in argv
+
+
+def parse(kind: type[Options], argv: Sequence[str], prog: str, words: Sequence[str]) -> Options:
+    """Read a verb's command line into its options dataclass, or print its help and exit.
+
+    Args:
+        kind: A frozen dataclass; its docstring and the line under each field are the help.
+        argv: What follows the verb.
+        prog: How the verb is called, such as "rlgym eval".
+        words: Fields that are given as plain words, in their order; the first is required.
+
+    Raises:
+        UserError: an unknown flag (the nearest is named), a wrong type, a missing word.
+    """
+    if wants_help(argv):
+        show_help(kind, prog)
+    types = nested_types(kind)
+    given, flags = split(argv, {path: types[path] for path in types if path not in words})
+    if len(given) > len(words):
+        raise UserError(f"unexpected '{given[len(words)]}': see {prog} --help")
+    if not given and words:
+        raise UserError(f"{words[0].upper()} is missing: see {prog} --help")
+    values = {**dict(zip(words, given, strict=False)), **flags}
+    # A field without a default is a required word, so the dataclass is built from the words first.
+    required = {word: values.pop(word) for word in words if word in values}
+    return change(kind(**required), values, {}, spell)
+
+
+def split(argv: Sequence[str], types: Mapping[str, Any], open_section: str = "") -> Split:
+    """Take a command line apart; a flag's type says how many arguments it takes.
+
+    Args:
+        argv: Words, `--flag value`, `--flag=value`, `--switch`.
+        types: Type of the setting behind each flag, by its dotted path.
+        open_section: A section whose keys are not known here; their values are read as YAML.
+
+    Raises:
+        ConfigError: an unknown flag, or one without its value.
+    """
+    words: list[str] = []
+    flags: dict[str, Any] = {}
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        if not token.startswith("--"):
+            if token.startswith("-") and not _is_number(token):
+                raise ConfigError(f"{token} is not a flag: flags begin with two dashes")
+            words.append(token)
+            continue
+        flag, has_value, value = token.partition("=")
+        path = flag[2:].replace("-", "_")
+        if has_value:
+            rest.insert(0, value)
+        if open_section and path.startswith(f"{open_section}."):
+            flags[path] = _read_yaml(flag, _take(flag, rest, bool(has_value)))
+        elif path not in types:
+            raise ConfigError(f"{flag} is not a flag: {_nearest_flag(flag, types)}")
+        else:
+            flags[path] = _value(flag, types[path], rest, bool(has_value))
+    return Split(words, flags)
+
+
+def nest(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn {"a.b": 1} into {"a": {"b": 1}}."""
+    nested: dict[str, Any] = {}
+    for path, value in flags.items():
+        *sections, name = path.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return nested
+
+
+def spell(path: str) -> str:
+    """Write a dotted path as the flag that a person types."""
+    return f"--{path.replace('_', '-')}" if path else ""
+
+
+def show_help(kind: type, prog: str, default: Any = None, description: str = "") -> NoReturn:
+    """Print the help of an options dataclass, with the values of `default`, and exit."""
+    import tyro
+
+    extra = {} if default is None else {"default": default}
+    text = description or (kind.__doc__ or "")
+    style = (tyro.conf.FlagConversionOff,) if default is not None else ()
+    with contextlib.suppress(BrokenPipeError):
+        tyro.cli(kind, prog=prog, description=text, args=["--help"], config=style, **extra)
+    raise SystemExit(0)
+
+
+def _value(flag: str, hint: Any, rest: list[str], has_value: bool) -> Any:
+    """Take a flag's arguments from the front of `rest`."""
+    if get_origin(hint) is tuple:
+        taken = [_take(flag, rest, has_value)]
+        while rest and not rest[0].startswith("--"):
+            taken.append(rest.pop(0))
+        return taken
+    if hint is bool:
+        # `--overwrite runs/x` is a switch and a word; `--overwrite false` is a value.
+        states = {"true": True, "false": False}
+        if rest and rest[0].lower() in states:
+            return states[rest.pop(0).lower()]
+        return _take(flag, rest, has_value) if has_value else True
+    text = _take(flag, rest, has_value)
+    return _read_yaml(flag, text) if get_origin(hint) is dict else text
+
+
+def _take(flag: str, rest: list[str], has_value: bool) -> str:
+    if not rest or (rest[0].startswith("--") and not has_value):
+        raise ConfigError(f"{flag} needs a value")
+    return rest.pop(0)
+
+
+def _read_yaml(flag: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{flag}: {text!r} is not plain YAML: quote it") from None
+
+
+def _nearest_flag(flag: str, types: Mapping[str, Any]) -> str:
+    known = [spell(path) for path in types]
+    same_end = [name for name in known if name.rpartition(".")[2] == flag[2:]]
+    return f"did you mean '{same_end[0]}'?" if same_end else suggest(flag, known)
+
+
+def _is_number(token: str) -> bool:
+    try:
+        float(token)
+    except ValueError:
+        return False
+    return True

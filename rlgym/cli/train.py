@@ -1,0 +1,106 @@
+"""`rlgym train`: merge the settings, then train."""
+
+import sys
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import yaml
+
+from rlgym.cli.arguments import nest, show_help, spell, split, wants_help
+from rlgym.config import (
+    ALGOS,
+    TrainConfig,
+    load_preset,
+    merge,
+    preset_for,
+    read_yaml,
+    to_dict,
+)
+from rlgym.errors import ConfigError, UserError
+from rlgym.settings import nested_types, suggest
+
+PROG = "rlgym train"
+DESCRIPTION = """\
+Train a policy: rlgym train ENV [flags]
+
+ENV is a registered world, or module:id to import a package that registers it (rlgym envs).
+Settings: the preset tuned for the world when there is one, then --config, then flags.
+
+  --algo NAME          algorithm (ppo)
+  --preset NAME        another preset, or none for plain defaults
+  --config FILE        a YAML file of settings, such as a run's config.yaml
+  --print-config       print the merged settings as YAML and stop
+  --run-dir DIR        where to put the run (default: runs/ENV-ALGO-SEED-TIME)
+  --overwrite          replace what is in that folder
+  --console MODE       auto, live, plain or off
+  --env.KEY VALUE      keyword argument of the world, such as --env.render-mode rgb_array
+"""
+
+
+@dataclass(frozen=True)
+class Shell:
+    """Flags of `train` that are not settings of the run."""
+
+    preset: str | None = None
+    config: str | None = None
+    algo: str | None = None
+    run_dir: str | None = None
+    overwrite: bool = False
+    print_config: bool = False
+    console: Literal["auto", "live", "plain", "off"] = "auto"
+
+
+def run(argv: list[str]) -> int:
+    """Train as the command line says."""
+    shell, config, notice = read_arguments(argv)
+    if wants_help(argv):
+        show_help(TrainConfig, f"{PROG} ENV", config, DESCRIPTION)
+    if shell.print_config:
+        print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), end="")
+        return 0
+    if notice and shell.console != "off":
+        print(notice, file=sys.stderr)
+    from rlgym.training.run import train  # PyTorch: not for --help
+
+    train(config, run_dir=shell.run_dir, overwrite=shell.overwrite, console=shell.console)
+    return 0
+
+
+def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:
+    """Return the shell's own flags, the merged config, and a line on the preset that was chosen.
+
+    Raises:
+        UserError: a wrong flag or value, or no world.
+    """
+    own = nested_types(Shell)
+    types = {**nested_types(TrainConfig), **own}
+    tokens = [token for token in argv if token not in ("-h", "--help")]
+    words, flags = split(tokens, types, open_section="env")
+    shell = merge(Shell(), {name: flags.pop(name) for name in own if name in flags}, spell=spell)
+    if len(words) > 1:
+        raise UserError(f"unexpected '{words[1]}': {PROG} takes one ENV, then flags")
+    env_id = words[0] if words else flags.pop("env_id", None)
+    if env_id is None and not (shell.config or shell.preset or wants_help(argv)):
+        raise UserError("which world? For example: rlgym train CartPole-v1 (rlgym envs lists them)")
+    config, notice = _base(shell, env_id)
+    return shell, merge(config, nest(flags), spell=spell), notice
+
+
+def _base(shell: Shell, env_id: str | None) -> tuple[TrainConfig, str]:
+    """Return what the flags change: the preset, the file over it, the world."""
+    if shell.algo is not None and shell.algo not in ALGOS:
+        raise ConfigError(f"--algo: there is no '{shell.algo}': {suggest(shell.algo, ALGOS)}")
+    name, notice = shell.preset, ""
+    if name is None and shell.config is None and env_id is not None:
+        name = preset_for(env_id, shell.algo or "ppo")
+        if name is not None:
+            notice = f"using the preset {name} (--preset none for plain defaults)"
+    config = TrainConfig() if name in (None, "none") else load_preset(name)
+    if shell.config is not None:
+        config = merge(config, read_yaml(shell.config))
+    if env_id is not None and not config.env_id.endswith(f":{env_id}"):
+        config = replace(config, env_id=env_id)
+    if shell.algo is not None:
+        changes: dict[str, Any] = {"algo": {"name": shell.algo}}
+        config = merge(config, changes)
+    return config, notice
