@@ -231,7 +231,7 @@ class Slot:
         if len(episode.actions) > HISTORY_LIMIT:
             return False
         try:
-            if episode.rng is not None and not _set_rng_state(self.world, episode.rng):
+            if episode.rng is not None and not set_rng_state(self.world, episode.rng):
                 return False
             self.reset(episode.seed, episode.options, arrays, row)
             self.episode = Episode(episode.seed, episode.options, episode.rng)
@@ -337,7 +337,8 @@ def _rng_state(world: gymnasium.Env) -> dict[str, Any] | None:
     return generator.bit_generator.state if isinstance(generator, np.random.Generator) else None
 
 
-def _set_rng_state(world: gymnasium.Env, state: dict[str, Any]) -> bool:
+def set_rng_state(world: gymnasium.Env, state: dict[str, Any]) -> bool:
+    """Put a world's `np_random` into a recorded state; False when it has no such generator."""
     generator = getattr(world.unwrapped, "np_random", None)
     if not isinstance(generator, np.random.Generator):
         return False

@@ -38,6 +38,7 @@ class SyncVectorEnv(VectorEnv):
         traits = inspect_world(probe)
         probe.close()
         super().__init__(traits, num_envs, info_keys=info_keys, **kwargs)
+        self.factory = factory
         self.max_restarts = max_restarts
         self._slots = [
             Slot(factory, i, self.obs_layout, self.action_layout, traits, self.info_keys)
