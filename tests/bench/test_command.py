@@ -162,7 +162,9 @@ def test_fresh_process_returns_the_value_and_tells_of_failure():
     with pytest.raises(FreshProcessError, match="No module named"):
         in_fresh_process("no_such_module:f", timeout=60)
     with pytest.raises(FreshProcessError, match="more than 1 s"):
-        in_fresh_process("subprocess:run", timeout=1, args=["sleep", "30"])
+        in_fresh_process(
+            "timeit:timeit", timeout=1, stmt="sleep(30)", setup="from time import sleep"
+        )
 
 
 def test_imports_of_another_process_can_be_repeated():
