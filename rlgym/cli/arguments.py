@@ -5,8 +5,9 @@ wrong flag and a wrong line of a file get the same one-line error. tyro draws th
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar, get_origin
+from typing import Any, NamedTuple, NoReturn, TypeVar, cast, get_origin
 
 import yaml
 
@@ -37,7 +38,8 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str, words: Sequence[s
         kind: A frozen dataclass; its docstring and the line under each field are the help.
         argv: What follows the verb.
         prog: How the verb is called, such as "rlgym eval".
-        words: Fields that are given as plain words, in their order; the first is required.
+        words: Fields that are given as plain words, in their order; those without a default are
+            required.
 
     Raises:
         UserError: an unknown flag (the nearest is named), a wrong type, a missing word.
@@ -48,12 +50,11 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str, words: Sequence[s
     given, flags = split(argv, {path: types[path] for path in types if path not in words})
     if len(given) > len(words):
         raise UserError(f"unexpected '{given[len(words)]}': see {prog} --help")
-    if not given and words:
-        raise UserError(f"{words[0].upper()} is missing: see {prog} --help")
-    values = {**dict(zip(words, given, strict=False)), **flags}
-    # A field without a default is a required word, so the dataclass is built from the words first.
-    required = {word: values.pop(word) for word in words if word in values}
-    return change(kind(**required), values, {}, spell)
+    values = dict(zip(words, given, strict=False))
+    for item in dataclasses.fields(cast(Any, kind)):
+        if item.default is dataclasses.MISSING and item.name not in values:
+            raise UserError(f"{item.name.upper()} is missing: see {prog} --help")
+    return change(kind(**values), flags, {}, spell)
 
 
 def split(argv: Sequence[str], types: Mapping[str, Any], open_section: str = "") -> Split:
@@ -113,7 +114,8 @@ def show_help(kind: type, prog: str, default: Any = None, description: str = "")
 
     extra = {} if default is None else {"default": default}
     text = description or (kind.__doc__ or "")
-    style = (tyro.conf.FlagConversionOff,) if default is not None else ()
+    # A config's switches take true or false; a verb's are on when they are there.
+    style = (tyro.conf.FlagCreatePairsOff if default is None else tyro.conf.FlagConversionOff,)
     with contextlib.suppress(BrokenPipeError):
         tyro.cli(kind, prog=prog, description=text, args=["--help"], config=style, **extra)
     raise SystemExit(0)
