@@ -48,12 +48,15 @@ def run(argv: Sequence[str]) -> int:
         print(markdown(Path(words[1] if len(words) > 1 else "docs/results")))
         return 0
     if words[:1] == ["--all"]:
-        return _run_all(words[1:], only_json)
-    if not words or words[0] not in BENCHES:
+        outcomes = [_run_one(name, words[1:], only_json) for name in BENCHES]
+        met = all(outcome["met"] for outcome in outcomes)
+        last: dict = {"name": "all", "met": met, "results": outcomes}
+    elif words and words[0] in BENCHES:
+        last = _run_one(words[0], words[1:], only_json)
+    else:
         raise UserError(_unknown(words[0] if words else ""))
-    outcome = _run_one(words[0], words[1:], only_json)
-    print(json.dumps(outcome), flush=True)
-    return 0 if outcome["met"] else 1
+    print(json.dumps(last), flush=True)
+    return 0 if last["met"] else 1
 
 
 def listing() -> str:
@@ -74,7 +77,7 @@ def _run_one(name: str, words: list[str], only_json: bool) -> dict:
     """Run one benchmark and return its JSON object; tell a person what it found."""
     import tyro
 
-    from rlgym.bench.harness import say
+    from rlgym.bench.harness import FreshProcessError, Result, say
     from rlgym.bench.load import LoadWatch
 
     module, _ = BENCHES[name]
@@ -82,7 +85,10 @@ def _run_one(name: str, words: list[str], only_json: bool) -> dict:
     watch = LoadWatch()
     for reason in watch.reasons_now():
         say(f"warning: the machine is busy, the result will be marked: {reason}")
-    result = tyro.cli(function, args=words, prog=f"rlgym bench {name}")
+    try:
+        result = tyro.cli(function, args=words, prog=f"rlgym bench {name}")
+    except FreshProcessError as error:  # one benchmark that fails does not stop the others
+        result = Result(name, f"nothing: {error}", ())
     outcome = result.to_json(watch.stop())
     if not only_json:
         print(f"{name}: {result.measured}")
@@ -93,11 +99,3 @@ def _run_one(name: str, words: list[str], only_json: bool) -> dict:
         if result.quick:
             print("  a quick run only shows that the benchmark works; its numbers mean nothing")
     return outcome
-
-
-def _run_all(words: list[str], only_json: bool) -> int:
-    """Run every benchmark; the last line holds all their objects and is met when all are."""
-    outcomes = [_run_one(name, words, only_json) for name in BENCHES]
-    met = all(outcome["met"] for outcome in outcomes)
-    print(json.dumps({"name": "all", "met": met, "results": outcomes}), flush=True)
-    return 0 if met else 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from rlgym.bench.harness import Case, Result, in_fresh_process, say
 from rlgym.bench.stats import slope
-from rlgym.errors import MissingExtra
+from rlgym.errors import MissingExtraError
 
 WORLD = "CartPole-v1"
 GOAL = 5.0
@@ -79,7 +79,7 @@ class NoteMemory:
         try:
             import psutil
         except ImportError as error:
-            raise MissingExtra(
+            raise MissingExtraError(
                 "bench memory needs psutil: pip install 'rlgym-lab[dev]', or psutil alone"
             ) from error
         self.process = psutil.Process(os.getpid())

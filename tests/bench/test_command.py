@@ -198,3 +198,19 @@ def test_table_of_an_empty_folder_or_a_wrong_file_says_what_to_do(tmp_path):
     (tmp_path / "x.json").write_text('{"name": "x"}')
     with pytest.raises(UserError, match="is not a saved result"):
         bench.run(["table", str(tmp_path)])
+
+
+def test_a_benchmark_whose_process_fails_is_not_met_and_says_why(monkeypatch, capsys):
+    def bench_broken() -> Result:
+        in_fresh_process("no_such_module:f", timeout=60)
+        raise AssertionError("not reached")
+
+    module = types.ModuleType("rlgym.bench.broken")
+    module.bench_broken = bench_broken
+    monkeypatch.setitem(sys.modules, "rlgym.bench.broken", module)
+    monkeypatch.setattr(bench, "BENCHES", {"broken": ("broken", "fails")})
+    assert bench.run(["broken", "--json"]) == 1
+    outcome = last_line(capsys)
+    assert set(outcome) == KEYS
+    assert outcome["met"] is False
+    assert "No module named" in outcome["measured"]
