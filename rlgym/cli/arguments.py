@@ -115,7 +115,8 @@ def show_help(kind: type, prog: str, default: Any = None, description: str = "")
     extra = {} if default is None else {"default": default}
     text = description or (kind.__doc__ or "")
     # A config's switches take true or false; a verb's are on when they are there.
-    style = (tyro.conf.FlagCreatePairsOff if default is None else tyro.conf.FlagConversionOff,)
+    switches = tyro.conf.FlagCreatePairsOff if default is None else tyro.conf.FlagConversionOff
+    style = (switches, tyro.conf.PositionalMetavarFromFieldName)
     with contextlib.suppress(BrokenPipeError):
         tyro.cli(kind, prog=prog, description=text, args=["--help"], config=style, **extra)
     raise SystemExit(0)

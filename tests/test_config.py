@@ -1,0 +1,216 @@
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import rlgym.settings as settings
+from rlgym.config import (
+    ALGOS,
+    NetworkConfig,
+    PPOConfig,
+    TrainConfig,
+    from_dict,
+    load_config,
+    load_preset,
+    merge,
+    preset_for,
+    presets,
+    save_config,
+    to_dict,
+)
+from rlgym.errors import ConfigError
+
+
+def error_of(changes):
+    with pytest.raises(ConfigError) as caught:
+        from_dict(changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_saved_config_loads_as_the_same_config(tmp_path):
+    config = TrainConfig(
+        env_id="a:B-v1",
+        env={"render_mode": "rgb_array", "terrain": [1, 2.5, None], "size": np.float32(0.5)},
+        time_limit=1e-7,
+        algo=PPOConfig(learning_rate=3e-5, target_kl=None, clip_schedule="linear"),
+        network=NetworkConfig(hidden=(), privileged=("mass", "friction")),
+    )
+    save_config(config, tmp_path / "config.yaml")
+    expected = dataclasses.replace(config, env={**config.env, "size": 0.5})
+    assert load_config(tmp_path / "config.yaml") == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_saved_algorithm_is_named_so_that_another_can_stand_there():
+    assert to_dict(TrainConfig())["algo"]["name"] == "ppo"
+
+
+def test_another_algorithm_is_chosen_by_its_name():
+    @dataclasses.dataclass(frozen=True)
+    class Other:
+        tau: float = 0.005
+
+    variants = {**ALGOS, "other": Other}
+    changed = settings.change(
+        TrainConfig(), {"algo": {"name": "other", "tau": "1e-2"}}, variants, str
+    )
+    assert changed.algo == Other(tau=0.01)
+
+
+def test_a_section_may_be_given_as_its_dataclass():
+    assert merge(TrainConfig(), {"algo": PPOConfig(epochs=3)}).algo.epochs == 3
+
+
+def test_merge_changes_only_what_is_given():
+    base = from_dict({"algo": {"epochs": 3}, "env": {"a": 1}})
+    merged = merge(base, {"algo": {"gamma": 0.9}, "env": {"b": 2}, "network": {"hidden": [8]}})
+    assert (merged.algo.epochs, merged.algo.gamma) == (3, 0.9)
+    assert merged.env == {"a": 1, "b": 2}
+    assert merged.network.hidden == (8,)
+    assert base.env == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"algo": {"learnign_rate": 1}}, ["algo.learnign_rate", "algo.learning_rate?"]),
+        ({"learning_rate": 1}, ["did you mean algo.learning_rate?"]),
+        ({"network": {"learning_rate": 1}}, ["did you mean algo.learning_rate?"]),
+        ({"num-envs": 1}, ["did you mean num_envs?"]),
+        ({"wrappers": {"zzz": 1}}, ["wrappers has reward_scale, normalize_reward"]),
+        ({7: 1}, ["7 is not a setting"]),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_or_all(changes, parts):
+    message = error_of(changes)
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_envs": "many"}, "num_envs: expected a whole number, got 'many'"),
+        ({"num_envs": 1.5}, "num_envs: expected a whole number, got 1.5"),
+        ({"num_envs": True}, "num_envs: expected a whole number, got True"),
+        ({"num_envs": None}, "num_envs: expected a whole number, got None"),
+        ({"algo": {"gamma": "high"}}, "algo.gamma: expected a number, got 'high'"),
+        ({"algo": {"gamma": float("nan")}}, "algo.gamma: expected a number, got nan"),
+        (
+            {"algo": {"normalize_advantages": "yes"}},
+            "algo.normalize_advantages: expected true or false, got 'yes'",
+        ),
+        ({"device": 3}, "device: expected a text, got 3"),
+        ({"network": {"hidden": 64}}, "network.hidden: expected a list, each a whole number"),
+        ({"network": {"hidden": [64, "x"]}}, "network.hidden: expected a whole number, got 'x'"),
+        ({"env": [1]}, "env: expected keys with values, got [1]"),
+        ({"algo": 3}, "algo: expected settings (num_steps, "),
+        ({"algo": NetworkConfig()}, "algo: expected settings (num_steps, "),
+        ({"algo": {"name": "ppp"}}, "algo.name: there is no 'ppp': did you mean 'ppo'?"),
+        ({"backend": "procces"}, "backend: 'procces' is not a choice: did you mean 'process'?"),
+        ({"num_envs": 0}, "num_envs must be at least 1, it is 0"),
+        ({"algo": {"gamma": 1.5}}, "algo.gamma must be from 0 to 1, it is 1.5"),
+        ({"network": {"hidden": [64, 0]}}, "network.hidden must be widths of at least 1"),
+        ({"time_limit": -1}, "time_limit must be above 0, it is -1.0"),
+    ],
+)
+def test_a_wrong_value_says_what_is_expected(changes, message):
+    assert error_of(changes).startswith(message)
+
+
+def test_what_yaml_cannot_write_otherwise_is_understood():
+    text = "{total_steps: 1e6, algo: {learning_rate: 1e-3}, wrappers: {nan_guard: off}}"
+    values = yaml.safe_load(text)
+    assert values["algo"]["learning_rate"] == "1e-3" and values["wrappers"]["nan_guard"] is False
+    config = from_dict(values)
+    assert config.total_steps == 1_000_000 and isinstance(config.total_steps, int)
+    assert config.algo.learning_rate == 0.001
+    assert config.wrappers.nan_guard == "off"
+    assert from_dict({"seed": "9007199254740993"}).seed == 9007199254740993  # 2**53 + 1
+
+
+def test_a_world_argument_that_no_file_can_hold_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"env\.reward: a function cannot be saved"):
+        save_config(TrainConfig(env={"reward": test_presets_load}), tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("num_envs: [1", "line 1: expected ',' or ']'"),
+        ("- 1\n- 2\n", "expected settings such as"),
+        ("algo: &a {gamma: 0.9}\nnetwork: *a\n", "YAML aliases are refused"),
+        ("algo:\n  gama: 0.9\n", "algo.gama is not a setting: did you mean algo.gamma?"),
+        ("env: " + "[" * 40_000, "nested more than 30 deep"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, message):
+    file = tmp_path / "my.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert str(caught.value).startswith(str(file)) and message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_not_configs(tmp_path):
+    with pytest.raises(ConfigError, match="there is no such file"):
+        load_config(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(ConfigError, match=r"binary\.yaml"):
+        load_config(tmp_path / "binary.yaml")
+    (tmp_path / "large.yaml").write_text("# " + "x" * 100_000)
+    with pytest.raises(ConfigError, match="larger than"):
+        load_config(tmp_path / "large.yaml")
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "empty.yaml") == TrainConfig()
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_load(name):
+    config = load_preset(name)
+    assert config.preset == name
+    kind = next(kind for kind, known in ALGOS.items() if type(config.algo) is known)
+    assert name.endswith(f"-{kind}")
+    assert preset_for(config.env_id, kind) == name, "two presets for one world and algorithm"
+    rollout = config.algo.num_steps * config.num_envs
+    assert config.algo.minibatch_size <= rollout, "a minibatch larger than the rollout"
+    assert rollout % config.algo.minibatch_size == 0, "minibatches of different sizes"
+
+
+def test_presets_are_found_by_world():
+    assert preset_for("CartPole-v1") == "cartpole-ppo"
+    assert preset_for("HopperBulletEnv-v0") == "hopper-bullet-ppo"
+    assert preset_for("Nowhere-v0") is None
+    assert preset_for("CartPole-v1", "sac") is None
+    assert load_preset("cartpole-ppo", "CartPole-v0").env_id == "CartPole-v0"
+    with pytest.raises(ConfigError, match="did you mean 'cartpole-ppo'"):
+        load_preset("cartpole_ppo")
+
+
+def test_there_is_a_preset_for_each_world_that_is_promised():
+    worlds = {load_preset(name).env_id for name in presets()}
+    assert worlds >= {
+        *("CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"),
+        "pybullet_envs_gymnasium:HopperBulletEnv-v0",
+        "pybullet_envs_gymnasium:HalfCheetahBulletEnv-v0",
+        *("panda_gym:PandaReach-v3", "HalfCheetah-v5"),
+    }
+
+
+def test_every_field_has_its_line():
+    source = Path(settings.__file__).with_name("config.py").read_text().splitlines()
+    for path in settings.nested_types(TrainConfig):
+        name = path.rpartition(".")[2]
+        places = [i for i, line in enumerate(source) if line.startswith(f"    {name}: ")]
+        assert places, name
+        assert all(source[i + 1].startswith('    """') for i in places), name
+
+
+def test_finding_a_preset_is_quick():
+    started = time.perf_counter()
+    preset_for("Nowhere-v0")
+    assert time.perf_counter() - started < 1.0
