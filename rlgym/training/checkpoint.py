@@ -124,11 +124,12 @@ def save(
         _sweep(folder, store)
         _check_space(store, sum(map(len, contents.values())))
         checkpoint = _write(store, step, contents)
+        _flush_folder(store)
         pointer = {"checkpoint": checkpoint.path.name, "step": step}
         _write_pointer(folder / "latest.json", pointer)
         _delete_old(folder, store, checkpoint, keep)
     except OSError as error:
-        happened = "was not saved" if checkpoint is None else "was saved, but not tidied up,"
+        happened = "was not saved" if checkpoint is None else "was saved, but what follows a save failed"
         raise CheckpointError(
             f"step {step} {happened} in {store}: {error.strerror or error}; what was saved before "
             f"is intact: free some space or make the folder writable"
@@ -221,7 +222,6 @@ def _write(store: Path, step: int, contents: Mapping[str, bytes]) -> Checkpoint:
     except OSError:
         shutil.rmtree(stage, ignore_errors=True)  # a full disk needs the room
         raise
-    _flush_folder(store)
     return Checkpoint(final, step, files)
 
 
