@@ -1,0 +1,426 @@
+"""What runs in a worker process: its slots, driven by bytes and frames from the parent.
+
+Torch-free. The parent starts it with its own bootstrap (see `link.py`), never through the user's
+`__main__`. It ends when the parent does: its command pipe closes, and on Linux the kernel kills
+it even while a world hangs in C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from rlgym.errors import UserError, WorldError
+from rlgym.spaces import Layout
+from rlgym.vector import slab, wire
+from rlgym.vector.arrays import StepArrays
+from rlgym.vector.slot import Loss, Slot, WorldTraits, inspect_world, step_slots
+from rlgym.vector.snapshot import decode, encode
+
+SPIN_NS = 20_000
+"""How long an idle worker looks for the next command before it sleeps: waking costs about 40 us,
+and the parent is usually back sooner."""
+
+Arrays = dict[str, np.ndarray]
+
+
+def main(config: dict[str, Any]) -> None:
+    """Serve until told to close, or until the parent is gone.
+
+    Args:
+        config: "commands" and "replies" (descriptors), "trace" (descriptor for tracebacks, or -1),
+            "parent" (its pid), "number" (of this worker).
+    """
+    for name in ("SIGINT", "SIGTERM"):  # a Ctrl-C or a cluster's warning is the parent's to answer
+        # a function that does nothing, not SIG_IGN: programs that a world starts would inherit that
+        signal.signal(getattr(signal, name), lambda *_: None)
+    _end_with_parent(config["parent"], config["commands"])
+    trace = config["trace"]
+    if trace >= 0:
+        faulthandler.enable(trace)
+        if hasattr(faulthandler, "register"):
+            faulthandler.register(signal.SIGUSR1, trace)  # the parent asks what a frozen one does
+    try:
+        Worker(config["commands"], config["replies"], config["number"]).serve()
+        status = 0
+    except BaseException as error:
+        status = error.code if isinstance(error, SystemExit) and error.code else 1
+        text = traceback.format_exc()
+        if trace >= 0:
+            os.write(trace, text.encode())
+        else:
+            sys.stderr.write(text)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 1)  # not for the threads that a world left
+
+
+def _end_with_parent(parent: int, commands: int) -> None:
+    """See to it that this process does not outlive its parent."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            # sent when the parent's launching THREAD ends, hence always one that lives on
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)  # it went before the line above
+    watch = _watch_windows if sys.platform == "win32" else _watch_posix
+    threading.Thread(target=watch, args=(parent, commands), daemon=True).start()
+
+
+def _watch_posix(parent: int, commands: int) -> None:
+    poller = select.poll()
+    poller.register(commands, 0)  # only the hang-up, which needs no asking for
+    while not poller.poll(1000):
+        if os.getppid() != parent:
+            break  # its end of the pipe lives on in a process that it forked
+    os._exit(1)
+
+
+def _watch_windows(parent: int, _commands: int) -> None:
+    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
+    handle = kernel.OpenProcess(0x00100000, False, parent)  # SYNCHRONIZE
+    kernel.WaitForSingleObject(handle, -1)
+    os._exit(1)
+
+
+def plan(
+    num_envs: int, num_workers: int, traits: WorldTraits, info_keys: tuple[str, ...]
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Every array of the slab: those of a step, and the row that each worker is stepping."""
+    actions = Layout(traits.action_space)
+    return StepArrays.plan(
+        num_envs,
+        Layout(traits.observation_space),
+        actions,
+        actions.mask_size if traits.has_mask else 0,
+        len(traits.reward_terms) + len(info_keys),
+    ) | {"doing": ((num_workers,), np.dtype(np.int64))}
+
+
+class _Watched(list[Slot]):
+    """Slots that note which one is being used, for the parent that finds this process dead."""
+
+    def __init__(self, slots: list[Slot], doing: np.ndarray) -> None:
+        super().__init__(slots)
+        self._doing = doing
+
+    def __iter__(self) -> Iterator[Slot]:
+        for slot in super().__iter__():
+            self._doing[0] = slot.number
+            yield slot
+        self._doing[0] = -1
+
+
+class Worker:
+    """The slots of one process, and the commands that the parent gives them."""
+
+    def __init__(self, commands: int, replies: int, number: int) -> None:
+        self._commands, self._replies, self._number = commands, replies, number
+        self._groups: list[_Watched | None] = []
+        self._starts: list[int] = []
+        self._slots: list[Slot] = []
+        self._fresh: dict[int, int] = {}
+        """Slot -> seed, where the episode of the process before this one has not been ended yet."""
+        self._marked: set[int] = set()
+        self._started = False
+        self._poll = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(commands, select.POLLIN)
+
+    # ------------------------------------------------------------------ the loop
+    def serve(self) -> None:
+        """Do what the parent says until it says close, or hangs up."""
+        commands, replies = self._commands, self._replies
+        while True:
+            self._spin()
+            byte = os.read(commands, 1)
+            if not byte:
+                break
+            if byte[0] < wire.MAX_GROUPS:
+                self._step(byte[0])
+                os.write(replies, byte)
+            elif byte[0] == wire.MARK:
+                self._mark()
+            elif not self._obey(*self._read_frame()):
+                break
+        for slot in self._slots:
+            with contextlib.suppress(Exception):
+                slot.close()
+
+    def _spin(self) -> None:
+        if self._poll is not None:
+            end = time.perf_counter_ns() + SPIN_NS
+            while not self._poll.poll(0) and time.perf_counter_ns() < end:
+                pass
+
+    def _read_frame(self) -> tuple[dict[str, Any], Arrays]:
+        frame = bytearray([wire.FRAME])
+        self._read_until(frame, wire.HEAD_SIZE)
+        self._read_until(frame, wire.frame_size(frame))
+        return wire.unpack(frame)
+
+    def _read_until(self, frame: bytearray, size: int) -> None:
+        while len(frame) < size:
+            data = os.read(self._commands, min(size - len(frame), 1 << 20))
+            if not data:
+                os._exit(1)
+            frame += data
+
+    def _write(self, document: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> None:
+        data = memoryview(wire.pack(document, arrays))
+        while data:
+            data = data[os.write(self._replies, data) :]
+
+    def _obey(self, document: dict[str, Any], arrays: Arrays) -> bool:
+        operation, identity = document.pop("op"), document.pop("id")
+        if operation == "close":
+            return False
+        try:
+            answer, out = getattr(self, f"do_{operation}")(arrays, **document)
+        except Exception as error:
+            answer, out = {"error": _describe(error)}, {}
+        self._write({**answer, "id": identity}, out)
+        return True
+
+    # ------------------------------------------------------------------ building
+    def do_load(self, arrays: Arrays, inspect: bool) -> tuple[Any, Arrays]:
+        """Take the factory; one worker also builds a world to say what they are like."""
+        self._factory, spec = wire.from_bytes(arrays["factory"])
+        if spec is not None:
+            import rlgym.envs.toy  # noqa: F401  # what it registers must not find its ids taken
+
+            gymnasium.registry.setdefault(spec.id, spec)
+        if not inspect:
+            return {}, {}
+        probe = self._build()  # not kept: it has been reset once, which the other worlds have not
+        traits = inspect_world(probe)
+        probe.close()
+        return _traits_document(traits)
+
+    def _build(self) -> gymnasium.Env:
+        try:
+            return self._factory()
+        except UserError:
+            raise
+        except Exception as error:
+            name = getattr(self._factory, "name", repr(self._factory))
+            raise WorldError(f"{name} cannot be built: {type(error).__name__}: {error}") from error
+
+    def do_attach(
+        self,
+        arrays: Arrays,
+        numbers: list[int],
+        groups: list[list[int]],
+        num_envs: int,
+        num_workers: int,
+        handle: str,
+        info_keys: list[str],
+        traits: dict[str, Any],
+        fresh: list[int] | None,
+    ) -> tuple[Any, Arrays]:
+        """Map the slab and build a world for each slot."""
+        found = traits_from_document(traits, arrays)
+        keys = tuple(info_keys)
+        mapped = slab.attach(handle, plan(num_envs, num_workers, found, keys))
+        self._obs_layout, self._action_layout = (
+            Layout(found.observation_space),
+            Layout(found.action_space),
+        )
+        self._doing = mapped.pop("doing")[self._number :]
+        self._arrays = StepArrays.from_arrays(mapped, self._obs_layout, self._action_layout)
+        self._slots = [
+            Slot(self._build, number, self._obs_layout, self._action_layout, found, keys)
+            for number in numbers
+        ]
+        by_number = {slot.number: slot for slot in self._slots}
+        self._starts = [start for start, _ in groups]
+        self._groups = [
+            _Watched([by_number[n] for n in range(start, stop)], self._doing)
+            if stop > start
+            else None
+            for start, stop in groups
+        ]
+        self._fresh = dict(zip(numbers, fresh, strict=True)) if fresh is not None else {}
+        self._started = fresh is not None
+        return {}, {}
+
+    # ------------------------------------------------------------------ stepping
+    def _step(self, group: int) -> None:
+        slots, start = self._groups[group], self._starts[group]
+        if slots is None:
+            return
+        try:
+            if self._fresh and start in self._fresh:
+                losses = self._begin_fresh(slots)
+            else:
+                losses = step_slots(slots, self._arrays, start)
+            for loss in losses:
+                self._report(loss)
+        except UserError as error:
+            self._write({"event": "error", "group": group, "error": _describe(error)})
+
+    def _begin_fresh(self, slots: _Watched) -> list[Loss]:
+        """End the episodes that were lost with the process before this one, and begin new ones."""
+        arrays, losses = self._arrays, []
+        for slot in slots:
+            row = slot.number
+            arrays.reward[row] = 0.0
+            arrays.terminated[row] = False
+            arrays.truncated[row] = True
+            arrays.active[row] = False
+            arrays.extras[row] = np.nan
+            seed = self._fresh.pop(row)
+            try:
+                slot.reset(seed, None, arrays, row)
+            except UserError:
+                raise
+            except Exception as error:
+                losses.append(slot.lose(error, arrays, row))
+        return losses
+
+    def _report(self, loss: Loss) -> None:
+        episode = {
+            "seed": loss.episode.seed,
+            "options": loss.episode.options,
+            "rng": loss.episode.rng,
+            "actions": loss.episode.actions,
+        }
+        self._write(
+            {
+                "event": "loss",
+                "slot": loss.slot,
+                "reason": loss.reason,
+                "traceback": loss.traceback,
+                "episode": plain(episode),
+            }
+        )
+
+    # ------------------------------------------------------------------ resets and replays
+    def do_reset(self, arrays: Arrays, seeds: list[int | None]) -> tuple[Any, Arrays]:
+        """Begin an episode in every slot."""
+        options = wire.from_bytes(arrays["options"]) if "options" in arrays else None
+        self._fresh.clear()
+        for slot, seed in zip(_Watched(self._slots, self._doing), seeds, strict=True):
+            self._reset(slot, seed, options)
+        self._started = True
+        return {}, {}
+
+    def do_restart(self, arrays: Arrays, slot: int, seed: int) -> tuple[Any, Arrays]:
+        """Begin an episode in one slot."""
+        self._reset(self._slot(slot), seed, None)
+        return {}, {}
+
+    def _reset(self, slot: Slot, seed: int | None, options: dict[str, Any] | None) -> None:
+        row = slot.number
+        try:
+            slot.reset(seed, options, self._arrays, row)
+        except UserError:
+            raise
+        except Exception as error:
+            if not self._started:
+                raise WorldError(
+                    f"the first reset of world {row} failed: {type(error).__name__}: {error}"
+                ) from error
+            self._report(slot.lose(error, self._arrays, row))
+            self._arrays.truncated[row] = False  # a reset ends no episode
+            self._arrays.active[row] = True
+
+    def _mark(self) -> None:
+        self._marked = {slot.number for slot in self._slots if slot.number not in self._fresh}
+        for slot in self._slots:
+            slot.mark()
+
+    def do_records(self, arrays: Arrays) -> tuple[Any, Arrays]:
+        """Each slot's episode as it stood at the last mark."""
+        records = [
+            slot.record(at_mark=True) if slot.number in self._marked else None
+            for slot in self._slots
+        ]
+        return {}, encode(records, self._unused(len(records)), self._action_layout)
+
+    def do_replay(self, arrays: Arrays, fresh: list[int]) -> tuple[Any, Arrays]:
+        """Replay the given episodes; a new one with its fresh seed where that fails."""
+        self._fresh.clear()
+        episodes = decode(arrays, len(self._slots), self._action_layout)
+        done = np.zeros(len(self._slots), np.bool_)
+        slots = _Watched(self._slots, self._doing)
+        for i, (slot, episode) in enumerate(zip(slots, episodes, strict=True)):
+            done[i] = episode is not None and slot.replay(episode, self._arrays, slot.number)
+            if not done[i]:
+                self._reset(slot, fresh[i], None)
+        self._started = True
+        return {}, {"replayed": done}
+
+    def _unused(self, count: int) -> dict[str, Any]:
+        zeros = np.zeros(count, np.float64)
+        return {"obs": self._obs_layout.alloc(count), "returns": zeros, "lengths": zeros}
+
+    # ------------------------------------------------------------------ the rest
+    def do_render(self, arrays: Arrays, slot: int) -> tuple[Any, Arrays]:
+        """One frame of a slot's world; nothing when it does not render."""
+        frame = self._slot(slot).world.render()
+        return {}, {"frame": frame} if isinstance(frame, np.ndarray) else {}
+
+    def _slot(self, number: int) -> Slot:
+        return next(slot for slot in self._slots if slot.number == number)
+
+
+def _traits_document(traits: WorldTraits) -> tuple[dict[str, Any], Arrays]:
+    arrays: Arrays = {}
+    document = {
+        "observation_space": wire.space_document(traits.observation_space, arrays, "obs"),
+        "action_space": wire.space_document(traits.action_space, arrays, "action"),
+        "reward_terms": list(traits.reward_terms),
+        "has_mask": traits.has_mask,
+        "render_fps": traits.render_fps,
+        "spec_id": traits.spec_id,
+    }
+    return {"traits": document}, arrays
+
+
+def traits_from_document(document: Mapping[str, Any], arrays: Mapping[str, Any]) -> WorldTraits:
+    """Build the traits that a worker found."""
+    return WorldTraits(
+        observation_space=wire.space_from_document(document["observation_space"], arrays),
+        action_space=wire.space_from_document(document["action_space"], arrays),
+        reward_terms=tuple(document["reward_terms"]),
+        has_mask=document["has_mask"],
+        render_fps=document["render_fps"],
+        spec_id=document["spec_id"],
+    )
+
+
+def plain(value: Any) -> Any:
+    """Turn a value into what JSON can hold; what it cannot becomes its `repr`."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
+
+
+def _describe(error: Exception) -> dict[str, str]:
+    return {
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
