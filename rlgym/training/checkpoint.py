@@ -129,7 +129,9 @@ def save(
         _write_pointer(folder / "latest.json", pointer)
         _delete_old(folder, store, checkpoint, keep)
     except OSError as error:
-        happened = "was not saved" if checkpoint is None else "was saved, but what follows a save failed"
+        happened = (
+            "was not saved" if checkpoint is None else "was saved, but what follows a save failed"
+        )
         raise CheckpointError(
             f"step {step} {happened} in {store}: {error.strerror or error}; what was saved before "
             f"is intact: free some space or make the folder writable"

@@ -4,6 +4,7 @@ A metric's name is an API: dashboards, plots and tests depend on it. The x axis 
 steps, everywhere.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -133,10 +134,11 @@ class Logger:
     def close(self) -> None:
         """Flush and close everything; may be called twice."""
         self.console.close()
-        self._lines.close()
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        for file in (self._lines, self._events):
+            with contextlib.suppress(OSError):  # a full disk: `write` has said so
+                if file is not None:
+                    file.close()
+        self._events = None
 
     def __enter__(self) -> "Logger":
         return self
