@@ -110,6 +110,7 @@ class RolloutBuffer:
         episode_start: (T, N) bool: obs[t] is the first of an episode.
         action_mask: (T, N, mask_size) bool, True = allowed; None without masks.
         last_obs: tree of (N, ...): the observation after the last row.
+        all_obs: tree of (T + 1, N, ...): `obs` and `last_obs` in one piece; all_masks likewise.
         last_start: (N,) bool: last_obs is the first of an episode.
         initial_state: tree of (N, ...): the recurrent state before row 0; None without memory.
         last_state: the recurrent state after the last row; None without memory.
@@ -135,9 +136,10 @@ class RolloutBuffer:
         def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
-        self.obs: Tree[Tensor] = _to(obs_layout.alloc(T, N), self.device)
+        self.all_obs: Tree[Tensor] = _to(obs_layout.alloc(T + 1, N), self.device)
+        self.obs: Tree[Tensor] = map_tree(lambda tensor: tensor[:-1], self.all_obs)
+        self.last_obs: Tree[Tensor] = map_tree(lambda tensor: tensor[-1], self.all_obs)
         self.actions: Tree[Tensor] = _to(action_layout.alloc(T, N), self.device)
-        self.last_obs: Tree[Tensor] = _to(obs_layout.alloc(N), self.device)
         self.host: dict[str, np.ndarray] = {
             "rewards": np.zeros((T, N), np.float32),
             "terminated": np.zeros((T, N), np.bool_),
@@ -152,7 +154,8 @@ class RolloutBuffer:
         self.last_start = on_device["episode_start"][-1]
         self._on_device = on_device
         self.bootstrap = zeros(T, N)
-        self.action_mask = zeros(T, N, mask_size, dtype=torch.bool) if mask_size else None
+        self.all_masks = zeros(T + 1, N, mask_size, dtype=torch.bool) if mask_size else None
+        self.action_mask = None if self.all_masks is None else self.all_masks[:-1]
         self.initial_state: Tree[Tensor] | None = None
         self.last_state: Tree[Tensor] | None = None
         if state_shape is not None:
@@ -187,12 +190,9 @@ class RolloutBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes on the device, all tensors together."""
-        trees: list[Any] = [self.obs, self.actions, self.last_obs, self._on_device, self.bootstrap]
-        trees += [
-            tree
-            for tree in (self.action_mask, self.initial_state, self.last_state)
-            if tree is not None
-        ]
+        trees: list[Any] = [self.all_obs, self.actions, self._on_device, self.bootstrap]
+        optional = (self.all_masks, self.initial_state, self.last_state)
+        trees += [tree for tree in optional if tree is not None]
         return sum(tensor.nbytes for tree in trees for _, tensor in tree_items(tree))
 
 

@@ -206,7 +206,7 @@ def test_images_stay_bytes_and_memory_is_stated():
     assert buffer.actions.dtype == torch.int64
     rows = 5 * 2
     expected = rows * (192 + 8 + 4 + 3 + 4 + 3)  # obs, action, reward, flags, bootstrap, mask
-    expected += 6 * 2 * 1 + 2 * 192 + 2 * 2 * 4 * 4  # starts, last obs, two recurrent states
+    expected += 6 * 2 * 1 + 2 * (192 + 3) + 2 * 2 * 4 * 4  # starts, last obs and mask, two states
     assert buffer.nbytes == expected
 
 

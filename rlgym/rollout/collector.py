@@ -1,0 +1,309 @@
+"""A policy acting in host worlds: fills a rollout buffer, two groups of worlds overlapped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlgym.rollout.buffer import RolloutBuffer
+from rlgym.spaces import Tree, map_tree, tree_items
+
+
+class Policy(Protocol):
+    """What a collector needs of a policy; `rlgym.agents.policy.ActorCritic` has it."""
+
+    def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> Tensor:
+        """Draw a whole rollout's noise at once, (num_steps, num_envs, K)."""
+        ...
+
+    def act(
+        self, obs: Any, noise: Any = None, state: Any = None, start: Any = None, mask: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """Choose actions: `(for the world, raw for the buffer, next recurrent state)`."""
+        ...
+
+    def values(self, obs: Any, state: Any = None, start: Any = None) -> Tensor:
+        """V(obs), (batch,)."""
+        ...
+
+    def initial_state(self, num_envs: int) -> Any:
+        """Recurrent state at the start of an episode, a tree of (num_envs, ...); or None."""
+        ...
+
+
+@dataclass
+class CollectStats:
+    """What happened in one rollout, besides what the buffer holds."""
+
+    returns: list[float] = field(default_factory=list)
+    """Undiscounted, unscaled returns of the episodes that ended, in order of time, then slot."""
+    lengths: list[int] = field(default_factory=list)
+    """Their lengths, in steps of their own slot."""
+    successes: list[float] = field(default_factory=list)
+    """Their `info["is_success"]`, where the world gives it."""
+    env_steps: int = 0
+    """Active rows: steps in which a world took an action."""
+    seconds: float = 0.0
+    """Wall time of the rollout."""
+    idle: float = 0.0
+    """Seconds in which the policy waited for worlds."""
+    policy: float = 0.0
+    """Seconds of inference."""
+    transfer: float = 0.0
+    """Seconds of copies to the learner's device at the end of the rollout."""
+    reward_terms: dict[str, float] = field(default_factory=dict)
+    """Mean of each named reward term over the rollout's steps."""
+
+
+class HostCollector:
+    """Steps host worlds with a policy and stores what happens, time-major.
+
+    With two groups, one simulates while the actions of the other are computed. The noise of a whole
+    rollout is drawn at once, so the number of groups does not change what the policy does.
+
+    A recurrent state advances in every row, active or not, and is reset where an episode starts;
+    the learner, which evaluates whole sequences, does the same.
+
+    Args:
+        env: vector env with tensors on the CPU; the collector copies observations to the device.
+        policy: chooses actions, on the buffer's device.
+        buffer: filled by `collect`.
+        generator: source of the policy's noise; nothing else may draw from it.
+    """
+
+    def __init__(
+        self, env: Any, policy: Policy, buffer: RolloutBuffer, generator: torch.Generator
+    ) -> None:
+        self.env = env
+        self.policy = policy
+        self.buffer = buffer
+        self.generator = generator
+        fresh = policy.initial_state(env.num_envs)
+        self._state: Any = None if fresh is None else map_tree(torch.clone, fresh)
+        self._marked: dict[str, Tensor] = {}
+        T = buffer.num_steps
+        self._groups = [env.group_slice(g) for g in range(env.num_groups)]
+        # Views of every row, made once: indexing a tensor costs as much as copying a small one.
+        self._obs = [_rows(buffer.all_obs, rows, T + 1) for rows in self._groups]
+        self._actions = [_rows(buffer.actions, rows, T) for rows in self._groups]
+        self._masks = [
+            None if buffer.all_masks is None else buffer.all_masks[:, rows].unbind(0)
+            for rows in self._groups
+        ]
+        self._terms = {
+            name: np.zeros((T, env.num_envs), np.float32) for name in env.reward_term_names
+        }
+        self._cuts: list[tuple[int, np.ndarray, Any, Any]] = []
+
+    def start(self, obs: Tree[Tensor], info: dict[str, Any]) -> None:
+        """Take what `env.reset` or `env.restore` returned as the next observation."""
+        buffer = self.buffer
+        map_tree(lambda target, source: target.copy_(source), buffer.last_obs, obs)
+        if buffer.all_masks is not None:
+            buffer.all_masks[-1].copy_(info["action_mask"])
+        buffer.host["episode_start"][-1] = True
+        if self._state is not None:
+            fresh = self.policy.initial_state(self.env.num_envs)
+            map_tree(lambda target, zero: target.copy_(zero), self._state, fresh)
+        self.mark()
+
+    @torch.no_grad()
+    def collect(self) -> CollectStats:
+        """Fill the buffer with `num_steps` steps of every slot.
+
+        An exception (a signal, a world) leaves the buffer half filled; `state` still describes the
+        last `mark`.
+        """
+        begin = perf_counter()
+        stats = CollectStats()
+        buffer, T = self.buffer, self.buffer.num_steps
+        noise = self.policy.noise(T, self.env.num_envs, self.generator)
+        noises = [noise[:, rows].unbind(0) for rows in self._groups]
+        self._carry_over()
+        groups = range(len(self._groups))
+        for t in range(T):
+            for g in groups:
+                if t:
+                    self._receive(g, t - 1, stats)
+                self._act(g, t, noises[g][t], stats)
+        for g in groups:
+            self._receive(g, T - 1, stats)
+        if self._state is not None:
+            map_tree(lambda target, now: target.copy_(now), buffer.last_state, self._state)
+        self._bootstrap()
+        sent = perf_counter()
+        buffer.upload()
+        end = perf_counter()
+        stats.transfer = end - sent
+        stats.seconds = end - begin
+        stats.env_steps = int(np.count_nonzero(buffer.host["active"]))
+        stats.reward_terms = {name: _mean(values) for name, values in self._terms.items()}
+        return stats
+
+    # ------------------------------------------------------------------ resume
+    def mark(self) -> None:
+        """Remember this moment, between two rollouts, as what `state` describes."""
+        self.env.mark()
+        marked = {
+            "generator": self.generator.get_state().clone(),
+            "episode_start": torch.from_numpy(self.buffer.host["episode_start"][-1].copy()),
+        }
+        if self._state is not None:
+            for key, tensor in tree_items(self._state):
+                marked[f"recurrent:{key}"] = tensor.clone()
+        self._marked = marked
+
+    def state(self) -> dict[str, Tensor]:
+        """The noise generator, recurrent state and episode starts at the last mark."""
+        return self._marked
+
+    def load_state(self, state: dict[str, Tensor], replayed: Tensor | None = None) -> None:
+        """Go on from `state`, after `start` was given the restored observations.
+
+        Args:
+            state: what `state` returned.
+            replayed: (num_envs,) bool: slots that stand where they stood; the others keep the start
+                of a new episode.
+        """
+        self.generator.set_state(state["generator"].cpu())
+        starts = self.buffer.host["episode_start"][-1]
+        saved = state["episode_start"].numpy(force=True)
+        same = np.ones_like(saved) if replayed is None else replayed.numpy(force=True)
+        starts[:] = np.where(same, saved, True)
+        if self._state is not None:
+            for key, tensor in tree_items(self._state):
+                tensor.copy_(state[f"recurrent:{key}"])
+        self.mark()
+
+    # ------------------------------------------------------------------ one step of one group
+    def _carry_over(self) -> None:
+        """Begin where the last rollout ended."""
+        buffer = self.buffer
+        map_tree(lambda tensor: tensor[0].copy_(tensor[-1]), buffer.all_obs)
+        if buffer.all_masks is not None:
+            buffer.all_masks[0].copy_(buffer.all_masks[-1])
+        starts = buffer.host["episode_start"]
+        starts[0] = starts[-1]
+        buffer.bootstrap.zero_()
+        if self._state is not None:
+            map_tree(lambda target, now: target.copy_(now), buffer.initial_state, self._state)
+        self._cuts.clear()
+
+    def _act(self, g: int, t: int, noise: Tensor, stats: CollectStats) -> None:
+        begin = perf_counter()
+        rows, masks = self._groups[g], self._masks[g]
+        mask = None if masks is None else masks[t]
+        if self._state is None:
+            actions, raw, _ = self.policy.act(self._obs[g][t], noise=noise, mask=mask)
+        else:
+            start = torch.from_numpy(self.buffer.host["episode_start"][t, rows])
+            actions, raw, after = self.policy.act(
+                self._obs[g][t],
+                noise=noise,
+                state=map_tree(lambda tensor: tensor[rows], self._state),
+                start=start.to(self.buffer.device),
+                mask=mask,
+            )
+            map_tree(lambda tensor, new: tensor[rows].copy_(new), self._state, after)
+        store = self._actions[g][t]
+        if isinstance(store, dict):
+            for key, row in store.items():
+                row.copy_(raw[key])
+        else:
+            store.copy_(raw)
+        end = perf_counter()
+        self.env.send(actions, g)
+        stats.policy += end - begin
+        stats.idle += perf_counter() - end
+
+    def _receive(self, g: int, t: int, stats: CollectStats) -> None:
+        """Wait for a group and store what step `t` did; its observation belongs to row t + 1."""
+        begin = perf_counter()
+        obs, reward, terminated, truncated, info = self.env.recv(g)
+        stats.idle += perf_counter() - begin
+        rows, host = self._groups[g], self.buffer.host
+        target = self._obs[g][t + 1]
+        if isinstance(target, dict):
+            for key, row in target.items():
+                row.copy_(obs[key])
+        else:
+            target.copy_(obs)
+        masks = self._masks[g]
+        if masks is not None:
+            masks[t + 1].copy_(info["action_mask"])
+        ended, cut = terminated.numpy(), truncated.numpy()
+        done = ended | cut
+        host["rewards"][t, rows] = reward.numpy()
+        host["terminated"][t, rows] = ended
+        host["truncated"][t, rows] = cut
+        host["active"][t, rows] = info["active"].numpy()
+        host["episode_start"][t + 1, rows] = done
+        if self._terms:
+            for name, value in info["reward_terms"].items():
+                self._terms[name][t, rows] = value.numpy()
+        if done.any():
+            self._finish(rows, t, done, cut & ~ended, info, stats)
+
+    def _finish(
+        self,
+        rows: slice,
+        t: int,
+        done: np.ndarray,
+        cut: np.ndarray,
+        info: dict[str, Any],
+        stats: CollectStats,
+    ) -> None:
+        """Count the episodes that ended, and keep the last observation of those cut short."""
+        stats.returns += info["episode_return"].numpy()[done].tolist()
+        stats.lengths += info["episode_length"].numpy()[done].tolist()
+        success = info.get("is_success")
+        if success is not None:
+            values = success.numpy()[done]
+            stats.successes += values[~np.isnan(values)].tolist()
+        if cut.any():
+            local = torch.from_numpy(np.flatnonzero(cut))
+            slots = local.numpy() + rows.start
+            device = self.buffer.device
+            final = map_tree(lambda tensor: tensor[local].to(device), info["final_obs"])
+            state = None
+            if self._state is not None:
+                index = torch.from_numpy(slots).to(device)
+                state = map_tree(lambda tensor: tensor[index], self._state)
+            self._cuts.append((t, slots, final, state))
+
+    def _bootstrap(self) -> None:
+        """Compute V(final_obs) of the truncated episodes, all in one batch."""
+        if not self._cuts:
+            return
+        device = self.buffer.device
+        steps = np.concatenate([np.full(len(slots), t) for t, slots, _, _ in self._cuts])
+        slots = np.concatenate([slots for _, slots, _, _ in self._cuts])
+        final = map_tree(lambda *parts: torch.cat(parts), *(final for _, _, final, _ in self._cuts))
+        if self._state is None:
+            values = self.policy.values(final)
+        else:
+            states = map_tree(lambda *p: torch.cat(p), *(state for _, _, _, state in self._cuts))
+            start = torch.zeros(len(slots), dtype=torch.bool, device=device)
+            values = self.policy.values(final, states, start)
+        where = (torch.from_numpy(steps).to(device), torch.from_numpy(slots).to(device))
+        self.buffer.bootstrap[where] = values
+        self._cuts.clear()
+
+
+def _rows(tree: Tree[Tensor], rows: slice, count: int) -> list[Tree[Tensor]]:
+    """Views of each step's rows."""
+    if not isinstance(tree, dict):
+        return list(tree[:, rows].unbind(0))
+    parts = {key: tensor[:, rows].unbind(0) for key, tensor in tree.items()}
+    return [{key: part[t] for key, part in parts.items()} for t in range(count)]
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the entries that are not NaN; NaN when there are none."""
+    present = ~np.isnan(values)
+    return float(values[present].mean()) if present.any() else float("nan")

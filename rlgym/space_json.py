@@ -1,0 +1,111 @@
+"""Gymnasium spaces as plain JSON values and back, so that a policy's file says what it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from rlgym.errors import SpaceError
+
+MAX_VALUES = 100_000_000
+"""Numbers that one space of a file may describe; a stranger's file must not ask for all memory."""
+
+
+def space_to_json(space: gymnasium.Space) -> dict[str, Any]:
+    """Describe a space; infinite bounds are the words "inf" and "-inf".
+
+    Raises:
+        SpaceError: for a space that no policy of ours takes.
+    """
+    if isinstance(space, spaces.Box):
+        return {
+            "kind": "Box",
+            "shape": list(space.shape),
+            "dtype": str(space.dtype),
+            "low": _bounds(space.low),
+            "high": _bounds(space.high),
+        }
+    if isinstance(space, spaces.Discrete):
+        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, spaces.MultiDiscrete):
+        nvec, start = space.nvec.tolist(), space.start.tolist()
+        return {"kind": "MultiDiscrete", "nvec": nvec, "start": start, "dtype": str(space.dtype)}
+    if isinstance(space, spaces.MultiBinary):
+        return {"kind": "MultiBinary", "shape": list(space.shape)}
+    if isinstance(space, spaces.Dict):
+        parts = [[key, space_to_json(part)] for key, part in space.spaces.items()]
+        return {"kind": "Dict", "spaces": parts}
+    if isinstance(space, spaces.Tuple):
+        return {"kind": "Tuple", "spaces": [space_to_json(part) for part in space.spaces]}
+    raise SpaceError(f"{type(space).__name__} spaces cannot be written to a file")
+
+
+def space_from_json(document: Any) -> gymnasium.Space:
+    """Build the space that `space_to_json` described.
+
+    Raises:
+        SpaceError: the document is not a description of a space.
+    """
+    try:
+        return _BUILDERS[document["kind"]](document)
+    except SpaceError:
+        raise
+    except Exception as error:  # a file may hold anything
+        raise SpaceError(
+            f"not the description of a space: {type(error).__name__}: {error}"
+        ) from None
+
+
+def _bounds(bounds: np.ndarray) -> Any:
+    """One number when all are the same, else all of them in order."""
+    flat = bounds.reshape(-1)
+    if flat.size and (flat == flat[0]).all():
+        return _word(flat[0].item())
+    return [_word(value) for value in flat.tolist()]
+
+
+def _word(value: float | int) -> float | int | str:
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _shape(document: Mapping[str, Any]) -> tuple[int, ...]:
+    shape = tuple(int(n) for n in document["shape"])
+    if any(n < 0 for n in shape) or math.prod(shape) > MAX_VALUES:
+        raise SpaceError(f"a space of shape {list(shape)} is not one of ours")
+    return shape
+
+
+def _box(document: Mapping[str, Any]) -> gymnasium.Space:
+    shape, dtype = _shape(document), np.dtype(document["dtype"])
+    if dtype.kind not in "fiub":
+        raise SpaceError(f"a Box of {dtype} is not one of ours")
+
+    def bounds(values: Any) -> np.ndarray:
+        numbers = values if isinstance(values, list) else [values]
+        exact = [float(v) if isinstance(v, str) or dtype.kind == "f" else int(v) for v in numbers]
+        flat = np.array(exact, dtype)
+        return np.full(shape, flat[0]) if flat.size == 1 else flat.reshape(shape)
+
+    low, high = bounds(document["low"]), bounds(document["high"])
+    return spaces.Box(low, high, shape, dtype.type)
+
+
+def _multi_discrete(document: Mapping[str, Any]) -> gymnasium.Space:
+    start = np.array(document["start"], np.int64)
+    nvec = np.array(document["nvec"], np.int64)
+    return spaces.MultiDiscrete(nvec, dtype=np.dtype(document["dtype"]).type, start=start)
+
+
+_BUILDERS: dict[str, Callable[[Mapping[str, Any]], gymnasium.Space]] = {
+    "Box": _box,
+    "Discrete": lambda d: spaces.Discrete(int(d["n"]), start=int(d["start"])),
+    "MultiDiscrete": _multi_discrete,
+    "MultiBinary": lambda d: spaces.MultiBinary(list(_shape(d))),
+    "Dict": lambda d: spaces.Dict([(str(key), space_from_json(part)) for key, part in d["spaces"]]),
+    "Tuple": lambda d: spaces.Tuple([space_from_json(part) for part in d["spaces"]]),
+}

@@ -1,0 +1,156 @@
+"""Everything that a resume needs, as typed objects: what a run counts, and what it holds."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlgym.errors import CheckpointError
+from rlgym.rollout.collector import CollectStats
+from rlgym.training.checkpoint import Checkpoint
+
+WINDOW = 100
+"""Training episodes over which `rollout/*` is averaged, as in Stable-Baselines3."""
+
+
+def _window() -> deque[float]:
+    return deque(maxlen=WINDOW)
+
+
+@dataclass
+class RunState:
+    """What a run has counted so far; saved as state.json."""
+
+    env_steps: int = 0
+    """Steps that worlds took, over all slots: the x axis of everything."""
+    updates: int = 0
+    """Iterations: rollouts that the learner has learned from."""
+    episodes: int = 0
+    """Training episodes that ended."""
+    seconds: float = 0.0
+    """Wall time of training, without the pauses between runs."""
+    evaluated_at: int = 0
+    """`env_steps` at the last evaluation."""
+    saved_at: int = 0
+    """`env_steps` at the last checkpoint, or the last try."""
+    score: float | None = None
+    """Mean return of the last evaluation."""
+    best_score: float | None = None
+    """Highest score so far: of evaluations, or of training where none are made during the run."""
+    torch_threads: int = 1
+    """Threads of tensor operations; sums depend on their number, so a resume uses the same."""
+    health: dict[str, int] = field(default_factory=dict)
+    """Counts of `health/*` from before the last resume."""
+    returns: deque[float] = field(default_factory=_window)
+    """Returns of the last 100 training episodes, undiscounted and unscaled."""
+    lengths: deque[float] = field(default_factory=_window)
+    """Their lengths in steps."""
+    successes: deque[float] = field(default_factory=_window)
+    """Their successes, where the world tells."""
+
+    def count(self, stats: CollectStats) -> None:
+        """Add a rollout."""
+        self.env_steps += stats.env_steps
+        self.episodes += len(stats.returns)
+        self.returns.extend(stats.returns)
+        self.lengths.extend(stats.lengths)
+        self.successes.extend(stats.successes)
+
+    def document(self) -> dict[str, Any]:
+        """A copy that JSON can hold."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            name: list(value) if isinstance(value, deque) else value
+            for name, value in (values | {"health": dict(self.health)}).items()
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> RunState:
+        """Read what `document` wrote.
+
+        Raises:
+            CheckpointError: an entry is missing or of another type.
+        """
+        state = cls()
+        try:
+            for item in fields(cls):
+                value, old = document[item.name], getattr(state, item.name)
+                if isinstance(old, deque):
+                    old.extend(float(number) for number in value)
+                elif isinstance(old, dict):
+                    state.health = {str(key): int(count) for key, count in value.items()}
+                else:
+                    number = None if value is None and old is None else float(value)
+                    setattr(state, item.name, int(value) if isinstance(old, int) else number)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"state.json of the checkpoint is not a run's ({error!r}): use another checkpoint"
+            ) from None
+        return state
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at the boundary between two iterations: what a checkpoint is made of."""
+
+    state: dict[str, Any]
+    """`RunState.document`."""
+    learner: dict[str, Tensor]
+    """Parameters, normalisers, optimizer and learning rate (`PPO.state_dict`)."""
+    model: frozenset[str]
+    """Which of the learner's tensors make up the policy; they are a file of their own."""
+    collector: dict[str, Tensor]
+    """Noise generator, recurrent state and episode starts (`HostCollector.state`)."""
+    shuffle: Tensor
+    """State of the generator that draws minibatches."""
+    worlds: dict[str, np.ndarray]
+    """Each slot's episode (`VectorEnv.snapshot`); empty when it could not be had."""
+    policy: dict[str, Any]
+    """Spaces and network of the policy, from which `load_policy` rebuilds it."""
+
+    def to_files(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        """Tensors and JSON documents by file name, for `checkpoint.save`."""
+        model = {name: self.learner[name] for name in sorted(self.model)}
+        rest = {name: value for name, value in self.learner.items() if name not in self.model}
+        tensors: dict[str, dict[str, Any]] = {
+            "model": model,
+            "optimizer": rest,
+            "rng": {"shuffle": self.shuffle, **self.collector},
+            "env": self.worlds,
+        }
+        return tensors, {"state": self.state, "policy": self.policy}
+
+    @classmethod
+    def from_files(cls, checkpoint: Checkpoint) -> Snapshot:
+        """Read a checkpoint back.
+
+        Raises:
+            CheckpointError: a file is missing or was changed.
+        """
+        model = checkpoint.tensors("model")
+        rng = checkpoint.tensors("rng")
+        if "shuffle" not in rng:
+            raise CheckpointError(f"{checkpoint.path} holds no generator of minibatches")
+        shuffle = rng.pop("shuffle")
+        worlds = {key: value.numpy() for key, value in checkpoint.tensors("env").items()}
+        return cls(
+            state=checkpoint.document("state"),
+            learner={**model, **checkpoint.tensors("optimizer")},
+            model=frozenset(model),
+            collector=rng,
+            shuffle=shuffle,
+            worlds=worlds,
+            policy=checkpoint.document("policy"),
+        )
+
+
+def copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Clone every tensor, so that what is learned later does not change it."""
+    with torch.no_grad():
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}

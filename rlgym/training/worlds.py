@@ -1,0 +1,94 @@
+"""The worlds of a run: those that train, those that evaluate, and the threads beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from rlgym.config import TrainConfig
+from rlgym.registry import WorldFactory, make_vec
+from rlgym.spaces import Layout
+from rlgym.vector.contract import VectorEnv
+from rlgym.vector.sync import SyncVectorEnv
+from rlgym.vector.wrappers import wrap
+
+ONE_THREAD_FLOPS = 1e8
+"""Floating-point operations of a minibatch below which a second thread costs more than it brings
+(waking it takes about 10 us for each of some hundred small operations)."""
+
+
+def make_worlds(
+    config: TrainConfig,
+    world: WorldFactory | None,
+    dump_dir: str | Path,
+    *,
+    evaluation: bool = False,
+    verbose: bool = False,
+) -> VectorEnv:
+    """Make a config's vector env on the CPU, with its wrappers.
+
+    Args:
+        config: settings.
+        world: builds one world instead of `config.env_id`.
+        dump_dir: folder for the NaN guard's dumps.
+        evaluation: at most `eval.episodes` worlds, and rewards as the worlds give them.
+        verbose: print the backend that was chosen.
+    """
+    wrappers = config.wrappers
+    num_envs = config.num_envs
+    if evaluation:
+        wrappers = dataclasses.replace(
+            wrappers, reward_scale=1.0, normalize_reward=False, clip_reward=None
+        )
+        num_envs = min(num_envs, config.eval.episodes)
+    env = make_vec(
+        world or config.env_id,
+        num_envs,
+        backend=config.backend,
+        seed=config.eval.seed if evaluation else config.seed,
+        num_groups=None if evaluation else config.num_groups,
+        num_workers=config.num_workers,
+        timeout=config.timeout,
+        max_restarts=config.max_restarts,
+        env_kwargs=config.env,
+        verbose=verbose,
+    )
+    try:
+        return wrap(env, wrappers, config.algo.gamma, dump_dir)
+    except BaseException:
+        env.close()
+        raise
+
+
+def same_backend(config: TrainConfig, env: VectorEnv) -> TrainConfig:
+    """Name the backend that "auto" chose for `env`, so that it is not chosen again."""
+    if config.backend != "auto" or env.kind != "host":
+        return config
+    backend = "sync" if isinstance(env.unwrapped, SyncVectorEnv) else "process"
+    return dataclasses.replace(config, backend=backend)
+
+
+def world_seeds(seed: int, num_envs: int) -> list[int]:
+    """Seeds of the slots: unrelated for neighbouring runs, below 2^31 for old generators."""
+    return [int(word >> 1) for word in np.random.SeedSequence([seed, 1]).generate_state(num_envs)]
+
+
+def choose_threads(config: TrainConfig, policy: nn.Module, obs_layout: Layout) -> int:
+    """Threads for tensor operations: one for small networks, else one per core."""
+    if config.torch_threads is not None:
+        return config.torch_threads
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    images = any(leaf.is_image for leaf in obs_layout.leaves)
+    flops: Any = 6 * parameters * config.algo.minibatch_size * (50 if images else 1)
+    return 1 if flops < ONE_THREAD_FLOPS else num_cores()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
