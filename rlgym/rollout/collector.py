@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Protocol
@@ -17,8 +18,8 @@ from rlgym.spaces import Tree, map_tree, tree_items
 class Policy(Protocol):
     """What a collector needs of a policy; `rlgym.agents.policy.ActorCritic` has it."""
 
-    def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> Tensor:
-        """Draw a whole rollout's noise at once, (num_steps, num_envs, K)."""
+    def noise(self, num_steps: int, num_envs: int, generator: torch.Generator) -> Any:
+        """Draw a whole rollout's noise at once, (num_steps, num_envs, K); used as `[t, rows]`."""
         ...
 
     def act(
@@ -123,7 +124,7 @@ class HostCollector:
         stats = CollectStats()
         buffer, T = self.buffer, self.buffer.num_steps
         noise = self.policy.noise(T, self.env.num_envs, self.generator)
-        noises = [noise[:, rows].unbind(0) for rows in self._groups]
+        noises = [_noise_rows(noise, rows, T) for rows in self._groups]
         self._carry_over()
         groups = range(len(self._groups))
         for t in range(T):
@@ -301,6 +302,13 @@ def _rows(tree: Tree[Tensor], rows: slice, count: int) -> list[Tree[Tensor]]:
         return list(tree[:, rows].unbind(0))
     parts = {key: tensor[:, rows].unbind(0) for key, tensor in tree.items()}
     return [{key: part[t] for key, part in parts.items()} for t in range(count)]
+
+
+def _noise_rows(noise: Any, rows: slice, num_steps: int) -> Sequence[Tensor]:
+    """Each step's noise; a policy may give something that only indexes like a tensor."""
+    if isinstance(noise, Tensor):
+        return noise[:, rows].unbind(0)
+    return [noise[t, rows] for t in range(num_steps)]
 
 
 def _mean(values: np.ndarray) -> float:

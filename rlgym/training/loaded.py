@@ -130,6 +130,15 @@ class LoadedPolicy:
         return (tensors[""] if self.obs_layout.single else tensors), extra == {0}
 
 
+def build_policy(
+    obs_layout: Layout, action_layout: Layout, settings: NetworkConfig, seed: int, network: Any
+) -> ActorCritic:
+    """Build a policy from settings, around the user's own network, or take the user's policy."""
+    if isinstance(network, ActorCritic):
+        return network
+    return ActorCritic.build(obs_layout, action_layout, settings, seed=seed, network=network)
+
+
 def describe(env: VectorEnv, config: TrainConfig, *, custom: bool) -> dict[str, Any]:
     """What a checkpoint says of its policy: spaces and network."""
     return {
@@ -180,9 +189,8 @@ def load_policy(
         settings = merge(NetworkConfig(), document["network"])
     except (KeyError, TypeError, SpaceError) as error:
         raise CheckpointError(f"{saved.path}/policy.json describes no policy ({error})") from None
-    policy = ActorCritic.build(
-        Layout(observation_space), Layout(action_space), settings, seed=0, network=network
-    ).to(resolve(device))
+    layouts = Layout(observation_space), Layout(action_space)
+    policy = build_policy(*layouts, settings, 0, network).to(resolve(device))
     load_model(policy, saved.tensors("model"), str(saved.path))
     config = load_config(folder / "config.yaml")
     return LoadedPolicy(policy, observation_space, action_space, config, saved.step)

@@ -20,7 +20,6 @@ from rlgym.errors import CheckpointError, UserError
 from rlgym.registry import WorldFactory
 from rlgym.rollout.buffer import RolloutBuffer
 from rlgym.rollout.collector import CollectStats, HostCollector
-from rlgym.spaces import map_tree
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training.evaluation import EvalResult, evaluate
 from rlgym.training.folder import (
@@ -31,7 +30,7 @@ from rlgym.training.folder import (
     open_folder,
     world_name,
 )
-from rlgym.training.loaded import LoadedPolicy, describe, load_policy
+from rlgym.training.loaded import LoadedPolicy, build_policy, describe, load_policy
 from rlgym.training.logging import Logger
 from rlgym.training.on_policy import learn
 from rlgym.training.signals import Interrupted, Signals
@@ -181,13 +180,9 @@ class Run:
         seeds = np.random.SeedSequence(config.seed).generate_state(3)
         self.env = make_worlds(config, world, run_dir, verbose=console != "off")
         try:
-            self.policy: ActorCritic = ActorCritic.build(
-                self.env.obs_layout,
-                self.env.action_layout,
-                config.network,
-                seed=int(seeds[0]),
-                network=network,
-            ).to(self.device)
+            layouts = self.env.obs_layout, self.env.action_layout
+            policy = build_policy(*layouts, config.network, int(seeds[0]), network)
+            self.policy: ActorCritic = policy.to(self.device)
             self._policy_document = describe(self.env, config, custom=network is not None)
             self.learner = PPO(self.policy, config.algo, config.total_steps)
             self.buffer = self._make_buffer()
@@ -213,7 +208,6 @@ class Run:
             raise
 
     def _make_buffer(self) -> RolloutBuffer:
-        memory = self.policy.initial_state(1)
         return RolloutBuffer(
             self.config.algo.num_steps,
             self.env.num_envs,
@@ -221,7 +215,7 @@ class Run:
             self.env.action_layout,
             self.device,
             self.env.mask_size,
-            None if memory is None else map_tree(lambda tensor: tuple(tensor.shape[1:]), memory),
+            self.policy.state_shape,
         )
 
     def _restore(self, snapshot: Snapshot) -> None:
