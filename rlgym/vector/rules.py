@@ -257,12 +257,12 @@ def rule_seeds(trial: Trial) -> Found:
     actions, frames = trial.run(trial.short, seed)
     trial.reset(seed)
     again = trial.again(actions)
-    worst = next((d for d in map(differences, frames, again) if d), None)
+    worst = trial.compare(frames, again)
     if worst:
         trial.reproducible = False  # nothing can be compared with a second run
         yield (
             "warning",
-            f"the same seed and actions give another {worst[0]}: seed all randomness in "
+            f"the same seed and actions give another {worst}: seed all randomness in "
             "reset(seed=...), or results cannot be reproduced",
         )
         return
@@ -302,11 +302,11 @@ def rule_send_recv(trial: Trial) -> Found:
         for group in reversed(range(env.num_groups)):
             rows = env.group_slice(group)
             part = to_frame(env, env.recv(group))
-            other = differences(part, _rows(frame, rows))
+            other = trial.compare([part], [_rows(frame, rows)])
             if other:
                 yield (
                     "error",
-                    f"recv({group}) gives another {other[0]} than step in rows {rows.start} to "
+                    f"recv({group}) gives another {other} than step in rows {rows.start} to "
                     f"{rows.stop - 1} (step {step})",
                 )
                 return
@@ -360,9 +360,9 @@ def rule_snapshot(trial: Trial) -> Found:
     trial.again(actions[:half])
     snapshot = env.snapshot()
     rest = trial.again(actions[half:])
-    worst = next((d for d in map(differences, frames[half:], rest) if d), None)
+    worst = trial.compare(frames[half:], rest)
     if worst and trial.reproducible:
-        yield "error", f"after snapshot() the run has another {worst[0]}: it must change nothing"
+        yield "error", f"after snapshot() the run has another {worst}: it must change nothing"
     kinds = {type(value).__name__ for value in snapshot.values()}
     if kinds != {"ndarray"} or any(value.dtype == object for value in snapshot.values()):
         yield "error", f"snapshot holds {sorted(kinds)}: numpy arrays only, so that it can be saved"
@@ -379,7 +379,7 @@ def _restored(
     trial: Trial, env: VectorEnv, snapshot: Any, actions: list[Any], expected: list[Frame]
 ) -> Found:
     _, info = env.restore(snapshot)
-    replayed = np.array(info["replayed"])
+    replayed = np.asarray(torch.as_tensor(info["replayed"]).cpu())
     if replayed.shape != (env.num_envs,):
         yield "error", "restore's info['replayed'] is not one flag per slot"
         return

@@ -99,6 +99,15 @@ class Trial:
         self.mask = frame.info.get("action_mask")
         return frame
 
+    def compare(self, a: list[Frame], b: list[Frame]) -> str | None:
+        """Name a part in which two runs differ; not rewards that running statistics change."""
+        ignored = {"reward"} if getattr(self.env, "changes_rewards", False) else set()
+        for one, other in zip(a, b, strict=True):
+            parts = [part for part in differences(one, other) if part not in ignored]
+            if parts:
+                return parts[0]
+        return None
+
     def settle(self) -> None:
         """Receive what a rule that failed has left pending."""
         for group in range(self.env.num_groups):
