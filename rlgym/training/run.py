@@ -34,7 +34,7 @@ from rlgym.training.loaded import LoadedPolicy, build_policy, describe, load_pol
 from rlgym.training.logging import Logger
 from rlgym.training.on_policy import learn
 from rlgym.training.signals import Interrupted, Signals
-from rlgym.training.state import RunState, Snapshot, copy_tensors
+from rlgym.training.state import RunState, Snapshot
 from rlgym.training.worlds import choose_threads, make_worlds, same_backend, world_seeds
 
 __all__ = ["LoadedPolicy", "Run", "load_policy", "resume", "train"]
@@ -70,7 +70,8 @@ def train(
         network: the user's own network instead of `config.network` (see `ActorCritic.build`).
         hooks: an object, or several, with any of the methods `on_start(run)`,
             `on_rollout(run, buffer)`, `on_update(run, metrics)` (True ends the run),
-            `on_evaluation(run, result)` and `on_end(run)`.
+            `on_evaluation(run, result)` and `on_end(run)`, and `symmetry(obs, actions)`, which
+            mirrors both for `algo.symmetry_coef` (see `PPO`).
         overwrite: replace a run that stands in `run_dir`.
         console: "auto", "live", "plain" or "off".
         settings: fields of `TrainConfig`; a section is given as a mapping of its fields.
@@ -184,7 +185,8 @@ class Run:
             policy = build_policy(*layouts, config.network, int(seeds[0]), network)
             self.policy: ActorCritic = policy.to(self.device)
             self._policy_document = describe(self.env, config, custom=network is not None)
-            self.learner = PPO(self.policy, config.algo, config.total_steps)
+            mirrors = [hook.symmetry for hook in self._hooks if hasattr(hook, "symmetry")]
+            self.learner = PPO(self.policy, config.algo, config.total_steps, *mirrors[:1])
             self.buffer = self._make_buffer()
             noise = torch.Generator(self.device).manual_seed(int(seeds[1]))
             self.shuffle = torch.Generator(self.device).manual_seed(int(seeds[2]))
@@ -284,7 +286,7 @@ class Run:
         self._marked_state = self.state.document()
         self._marked_shuffle = self.shuffle.get_state()
         slow = self.learn_seconds > SLOW_UPDATE
-        self._marked_learner = copy_tensors(self.learner.state_dict()) if slow else None
+        self._marked_learner = self.learner.state_dict() if slow else None
 
     @property
     def holds_learner(self) -> bool:
@@ -434,7 +436,6 @@ class Run:
         snapshot = Snapshot(
             state=self._marked_state,
             learner=learner,
-            model=frozenset(self.learner.model_names()),
             collector=self.collector.state(),
             shuffle=self._marked_shuffle,
             worlds=worlds,

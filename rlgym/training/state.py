@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rlgym.errors import CheckpointError
 from rlgym.rollout.collector import CollectStats
 from rlgym.training.checkpoint import Checkpoint
 
+MODEL = "model."
+"""Prefix of the policy's tensors among the learner's."""
 WINDOW = 100
 """Training episodes over which `rollout/*` is averaged, as in Stable-Baselines3."""
 
@@ -103,8 +104,6 @@ class Snapshot:
     """`RunState.document`."""
     learner: dict[str, Tensor]
     """Parameters, normalisers, optimizer and learning rate (`PPO.state_dict`)."""
-    model: frozenset[str]
-    """Which of the learner's tensors make up the policy; they are a file of their own."""
     collector: dict[str, Tensor]
     """Noise generator, recurrent state and episode starts (`HostCollector.state`)."""
     shuffle: Tensor
@@ -116,8 +115,12 @@ class Snapshot:
 
     def to_files(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         """Tensors and JSON documents by file name, for `checkpoint.save`."""
-        model = {name: self.learner[name] for name in sorted(self.model)}
-        rest = {name: value for name, value in self.learner.items() if name not in self.model}
+        model, rest = {}, {}
+        for name, tensor in self.learner.items():
+            if name.startswith(MODEL):  # a file of its own, named as the policy's modules are
+                model[name.removeprefix(MODEL)] = tensor
+            else:
+                rest[name] = tensor
         tensors: dict[str, dict[str, Any]] = {
             "model": model,
             "optimizer": rest,
@@ -133,7 +136,7 @@ class Snapshot:
         Raises:
             CheckpointError: a file is missing or was changed.
         """
-        model = checkpoint.tensors("model")
+        model = {MODEL + name: tensor for name, tensor in checkpoint.tensors("model").items()}
         rng = checkpoint.tensors("rng")
         if "shuffle" not in rng:
             raise CheckpointError(f"{checkpoint.path} holds no generator of minibatches")
@@ -142,15 +145,8 @@ class Snapshot:
         return cls(
             state=checkpoint.document("state"),
             learner={**model, **checkpoint.tensors("optimizer")},
-            model=frozenset(model),
             collector=rng,
             shuffle=shuffle,
             worlds=worlds,
             policy=checkpoint.document("policy"),
         )
-
-
-def copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Clone every tensor, so that what is learned later does not change it."""
-    with torch.no_grad():
-        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
