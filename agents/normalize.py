@@ -1,0 +1,81 @@
+"""The only normaliser: running mean and variance, frozen between updates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+EPSILON = 1e-8
+"""Added to the variance before the root, so that a constant input stays finite."""
+
+
+class RunningMeanStd(nn.Module):
+    """Mean and variance of everything seen so far, merged batch by batch.
+
+    The merge is the parallel algorithm of Chan, Golub and LeVeque (1979, "Updating formulae and a
+    pairwise algorithm for computing sample variances", equations 2.1a and 2.1b): adding the
+    batches of a rollout one by one or all at once gives the same statistics.
+
+    Everything is a buffer, so the state_dict carries it. The accumulators are float64, because a
+    count of 1e8 swallows small float32 contributions; `shift` and `scale` are the float32 numbers
+    that `normalize` uses, and they only change in `update`.
+
+    Args:
+        shape: shape of one value, without the batch axis.
+        clip: bound of a normalised value, in standard deviations.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: tuple[int, ...] = (), clip: float = 10.0) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.clip = clip
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("shift", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
+
+    @torch.no_grad()
+    def update(self, values: Tensor, weights: Tensor | None = None) -> None:
+        """Merge a batch.
+
+        Args:
+            values: (..., *shape), any number of leading axes.
+            weights: (...) 1 for a row that counts, 0 for one that does not; None counts all.
+        """
+        rows = values.reshape(-1, *self.shape).to(self.mean.dtype)
+        if weights is None:
+            weight = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
+        else:
+            weight = weights.reshape(-1).to(rows.dtype)
+        count = weight.sum()
+        weight = weight.view(-1, *([1] * len(self.shape)))
+        divisor = count.clamp(min=1.0)
+        mean = (rows * weight).sum(0) / divisor
+        var = ((rows - mean).square() * weight).sum(0) / divisor
+
+        total = (self.count + count).clamp(min=1.0)
+        delta = mean - self.mean
+        # Before the first batch `count` is 0, so the initial variance of one has no weight. A batch
+        # without a counted row leaves everything as it was.
+        merged = (self.var * self.count + var * count) + delta.square() * self.count * count / total
+        seen = (self.count + count) > 0
+        self.var.copy_(torch.where(seen, merged / total, self.var))
+        self.mean.add_(delta * count / total)
+        self.count.add_(count)
+        self.shift.copy_(self.mean)
+        self.scale.copy_((self.var + EPSILON).rsqrt())
+
+    def normalize(self, values: Tensor) -> Tensor:
+        """Centre, scale and clip; same shape, float32."""
+        return ((values - self.shift) * self.scale).clamp_(-self.clip, self.clip)
+
+    def rescale(self, values: Tensor) -> Tensor:
+        """Scale and clip without centring, as rewards need it."""
+        return (values * self.scale).clamp_(-self.clip, self.clip)

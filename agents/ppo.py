@@ -1,0 +1,558 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347).
+
+One update evaluates the rollout with the policy that made it, estimates advantages, and takes
+clipped steps on minibatches. Nothing is read back from the device on the way, except once per
+epoch when `target_kl` may stop the epochs early; metrics stay tensors.
+
+The gradient of the loss with respect to log-probabilities, entropies and values is a short formula
+(`log_prob_gradient`, `value_gradient`), so autograd is only asked for what comes before them, and
+not even for that when the policy is two towers on vectors: there the whole backward pass is
+written out, and a minibatch costs a third. The losses themselves are here too: they are what is
+reported, and what the tests compare the formulas with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlgym.agents.optimizer import FlatAdam
+from rlgym.agents.policy import ActorCritic
+from rlgym.config import PPOConfig
+from rlgym.errors import CheckpointError, UserError
+from rlgym.spaces import Tree
+
+KL_STOP = 1.5
+"""An update's epochs stop when the KL passes this many times `target_kl` (SB3's rule)."""
+LEARNING_RATE_RANGE = (1e-5, 1e-2)
+"""Bounds of the KL-adaptive learning rate (rsl_rl's)."""
+
+Symmetry = Callable[[Any, Any], tuple[Any, Any]]
+"""`symmetry(obs, actions) -> (obs, actions)` mirrors batches of each; either may be None."""
+
+
+# ------------------------------------------------------------------------------------- losses
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Sum of values times weights over the sum of weights; 0 when nothing has weight."""
+    return (values * weights).sum() / weights.sum().clamp(min=1e-8)
+
+
+def policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, weights: Tensor, clip: float
+) -> Tensor:
+    """Clipped surrogate, negated (PPO, equation 7); everything (B,)."""
+    ratio = torch.exp(log_probs - old_log_probs)
+    clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
+    return -weighted_mean(torch.min(ratio * advantages, clipped * advantages), weights)
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    weights: Tensor,
+    clip: float | None = None,
+) -> Tensor:
+    """Squared error; with `clip`, the larger of it and that of the clipped value.
+
+    The clipped form is OpenAI baselines' (ppo2/model.py): a value that moved further than `clip`
+    from the rollout's gains nothing more from it.
+    """
+    error = (values - returns).square()
+    if clip is not None:
+        near = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.max(error, (near - returns).square())
+    return weighted_mean(error, weights)
+
+
+def approximate_kl(log_probs: Tensor, old_log_probs: Tensor, weights: Tensor) -> Tensor:
+    """E[(r - 1) - log r], never negative (Schulman 2020, joschu.net/blog/kl-approx.html)."""
+    log_ratio = log_probs - old_log_probs
+    return weighted_mean(torch.expm1(log_ratio) - log_ratio, weights)
+
+
+def explained_variance(values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns); NaN when the returns do not vary."""
+
+    def variance(x: Tensor) -> Tensor:
+        return weighted_mean((x - weighted_mean(x, weights)).square(), weights)
+
+    spread = variance(returns)
+    return torch.where(spread > 0, 1.0 - variance(returns - values) / spread, torch.nan)
+
+
+def standardize(advantages: Tensor, weights: Tensor) -> Tensor:
+    """Zero mean and unit (unbiased) deviation over each row's weighted entries; both (k, m)."""
+    count = weights.sum(1, keepdim=True)
+    mean = (advantages * weights).sum(1, keepdim=True) / count.clamp(min=1.0)
+    centred = advantages - mean
+    variance = (centred.square() * weights).sum(1, keepdim=True) / (count - 1.0).clamp(min=1.0)
+    return centred / (variance.sqrt() + 1e-8)
+
+
+def log_prob_gradient(
+    log_probs: Tensor, old_log_probs: Tensor, slope: Tensor, sign: Tensor, limit: Tensor
+) -> Tensor:
+    """Gradient of `policy_loss` with respect to `log_probs`.
+
+    It is slope * ratio, and zero where clipping won: where the ratio has passed 1 + clip with a
+    positive advantage, or 1 - clip with a negative one. With sign = sign(advantage) both cases
+    read sign * ratio > limit = sign + clip.
+
+    Args:
+        log_probs: (B,).
+        old_log_probs: (B,).
+        slope: (B,) -advantage * weight / sum of weights.
+        sign: (B,) the advantage's sign.
+        limit: (B,) sign + clip.
+    """
+    ratio = (log_probs - old_log_probs).exp_()
+    free = sign * ratio <= limit
+    return ratio.mul_(slope).mul_(free)
+
+
+def value_gradient(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    slope: Tensor,
+    clip: float | None,
+) -> Tensor:
+    """Gradient of `value_loss` with respect to `values`; slope (B,) = 2 * weight / sum of them."""
+    error = values - returns
+    if clip is not None:
+        near = old_values + (values - old_values).clamp(-clip, clip) - returns
+        error = torch.where(error.square() >= near.square(), error, 0.0)
+    return error * slope
+
+
+# ------------------------------------------------------------------------------------ learner
+
+
+class PPO:
+    """The learner: a policy, its optimiser and `update`.
+
+    Args:
+        policy: on its device already; its parameters become views of one flat vector.
+        cfg: hyperparameters.
+        total_steps: environment steps of the run; kept for the record, schedules use `progress`.
+        symmetry: mirrors observations and actions for the mirror loss (Abdolhosseini et al. 2019,
+            doi 10.1145/3359566.3360070, section 4.2); needed when `cfg.symmetry_coef` is not 0.
+
+    Raises:
+        UserError: for settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        policy: ActorCritic,
+        cfg: PPOConfig,
+        total_steps: int = 0,
+        symmetry: Symmetry | None = None,
+    ) -> None:
+        if cfg.learning_rate_schedule == "kl" and cfg.target_kl is None:
+            raise UserError("learning_rate_schedule kl needs --algo.target-kl, for example 0.01")
+        if cfg.symmetry_coef and symmetry is None:
+            raise UserError("symmetry_coef needs a symmetry hook: pass symmetry=, or set it to 0")
+        if cfg.symmetry_coef and not _all_boxes(policy):
+            raise UserError("the mirror loss compares means: it needs Box actions only")
+        self.policy = policy
+        self.cfg = cfg
+        self.total_steps = total_steps
+        self.symmetry = symmetry if cfg.symmetry_coef else None
+        self.optimizer = FlatAdam(policy.parameters(), cfg.learning_rate, cfg.adam_eps)
+        self.n_updates = torch.zeros((), dtype=torch.int64)
+        self.clip = cfg.clip
+        self.hand_written = policy.is_plain() and self.symmetry is None
+
+    def update(self, buffer: Any, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
+        """Improve the policy from one rollout.
+
+        Args:
+            buffer: a filled `rlgym.rollout.buffer.RolloutBuffer`.
+            progress: fraction of the run that is done, 0 to 1; schedules follow it.
+            generator: shuffles the minibatches; its state is all the randomness there is.
+
+        Returns:
+            Scalars by name, as tensors: SB3's "train/*" and "health/skipped_updates".
+        """
+        cfg = self.cfg
+        self._follow_schedules(progress)
+        rows, entropy = self._rows(buffer)
+        seen: list[dict[str, Tensor]] = []
+        norms: list[Tensor] = []
+        before = self.optimizer.steps.clone()
+        held = torch.zeros((), device=before.device)
+        stop: Tensor | None = None
+        if cfg.target_kl is not None and cfg.learning_rate_schedule != "kl":
+            stop = torch.zeros((), dtype=torch.bool, device=before.device)
+        epochs = 0
+        for epoch_rows, minibatches in self._epochs(rows, generator):
+            outcomes = []
+            for batch in map(self._time_major, minibatches):
+                log_probs, values = self._gradient(batch)
+                if stop is not None:
+                    kl = approximate_kl(log_probs, batch["log_probs"], batch["weights"])
+                    stop = stop | (kl > KL_STOP * cfg.target_kl)  # type: ignore[operator]
+                    held += stop
+                norms.append(self.optimizer.step(cfg.max_grad_norm, stop))
+                outcomes.append((log_probs, values))
+            epochs += 1
+            seen.append(_joined(epoch_rows, outcomes))
+            if stop is not None and bool(stop):  # the one read per epoch
+                break
+        self.n_updates += epochs
+        metrics = self._metrics(rows, seen, entropy, norms)
+        skipped = len(norms) - (self.optimizer.steps - before) - held
+        metrics["health/skipped_updates"] = skipped
+        if cfg.learning_rate_schedule == "kl":
+            self._adapt_learning_rate(seen[-1])
+        self.policy.update_normalizer(buffer)
+        return metrics
+
+    # ---------------------------------------------------------------------------- one update
+
+    def _follow_schedules(self, progress: float) -> None:
+        cfg = self.cfg
+        left = max(0.0, 1.0 - progress)
+        if cfg.learning_rate_schedule == "linear":
+            self.optimizer.learning_rate.fill_(cfg.learning_rate * left)
+        self.clip = cfg.clip * left if cfg.clip_schedule == "linear" else cfg.clip
+
+    @torch.no_grad()
+    def _rows(self, buffer: Any) -> tuple[dict[str, Any], Tensor]:
+        """Everything that minibatches are cut from, and the rollout policy's entropy.
+
+        Rows are transitions (T * N, ...); with memory they are whole sequences (N, T, ...).
+        """
+        policy = self.policy
+        steps, num_envs = buffer.rewards.shape
+        state, start = buffer.initial_state, buffer.episode_start
+        inputs = policy.preparation(buffer.obs)
+        actions, mask = _flat(buffer.actions), _flat(buffer.action_mask)
+        params, values, state = self._in_chunks(inputs, state, start)
+        log_probs, entropy = policy.distribution.log_prob_entropy(params, actions, mask)
+        last = policy.values(buffer.last_obs, state, buffer.last_start)
+        values = values.view(steps, num_envs)
+        advantages, returns = buffer.advantages(values, last, self.cfg.gamma, self.cfg.gae_lambda)
+        weights = buffer.active.to(torch.float32).view(-1)
+        rows: dict[str, Any] = {
+            "inputs": inputs,
+            "actions": actions,
+            "mask": mask,
+            "log_probs": log_probs,
+            "values": values.view(-1),
+            "advantages": advantages.reshape(-1),
+            "returns": returns.reshape(-1),
+            "weights": weights,
+        }
+        if self.symmetry is not None:
+            mirrored, _ = self.symmetry(buffer.obs, None)
+            rows["mirrored"] = policy.preparation(mirrored)
+            rows["obs"] = _flat(buffer.obs)
+        if policy.memory is not None:
+            rows = _map(lambda x: x.view(steps, num_envs, *x.shape[1:]).transpose(0, 1), rows)
+            rows["start"] = start.transpose(0, 1)
+            rows["state"] = buffer.initial_state
+        return rows, weighted_mean(entropy, weights)
+
+    def _in_chunks(
+        self, inputs: dict[str, Tensor], state: Tensor | None, start: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The policy over the whole rollout; images in pieces, because their features are large."""
+        policy = self.policy
+        if policy.memory is not None or policy.is_plain():
+            return policy(inputs, state, start)
+        size = max(self.cfg.minibatch_size, 1024)
+        pieces = zip(*(x.split(size) for x in inputs.values()), strict=True)
+        parts = [policy(dict(zip(inputs, piece, strict=True))) for piece in pieces]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), None
+
+    def _epochs(
+        self, rows: dict[str, Any], generator: torch.Generator
+    ) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]:
+        """Per epoch: its shuffled rows, and its minibatches, all of one size.
+
+        The last minibatch is filled up with rows of weight 0. A rollout that is one minibatch is
+        not shuffled: the order of a sum does not matter.
+        """
+        total = len(rows["weights"])
+        per_row = rows["weights"][0].numel()
+        size = min(total, max(1, self.cfg.minibatch_size // per_row))
+        count = -(-total // size)
+        device = rows["weights"].device
+        if count == 1:
+            rows = self._with_slopes(dict(rows), 1)
+            for _ in range(self.cfg.epochs):
+                yield rows, iter([rows])
+            return
+        late = {name: rows.pop(name) for name in _HEAVY if name in rows and self._is_heavy()}
+        for _ in range(self.cfg.epochs):
+            order = torch.randperm(total, generator=generator, device=generator.device).to(device)
+            fill = count * size - total
+            order = torch.cat((order, order[:fill])) if fill else order
+            shuffled = _map(lambda x: x.index_select(0, order), rows)  # noqa: B023 - used at once
+            shuffled["weights"][total:] = 0.0
+            shuffled = self._with_slopes(shuffled, count)
+            yield shuffled, self._cut(shuffled, late, order, size)
+
+    def _cut(
+        self, shuffled: dict[str, Any], late: dict[str, Any], order: Tensor, size: int
+    ) -> Iterator[dict[str, Any]]:
+        for begin in range(0, len(order), size):
+            end = begin + size
+            batch = _map(lambda x: x[begin:end], shuffled)  # noqa: B023 - used at once
+            for name, values in late.items():
+                batch[name] = _map(lambda x: x.index_select(0, order[begin:end]), values)  # noqa: B023
+            yield batch
+
+    def _is_heavy(self) -> bool:
+        # a shuffled copy of every image would double the rollout's memory
+        return bool(self.policy.preparation.images)
+
+    def _with_slopes(self, rows: dict[str, Any], count: int) -> dict[str, Any]:
+        """Add what the gradient formulas take, for `count` minibatches at once."""
+        cfg = self.cfg
+        weights = rows["weights"].reshape(count, -1)
+        shape = rows["weights"].shape
+        advantages = rows["advantages"].reshape(count, -1)
+        if cfg.normalize_advantages and advantages.shape[1] > 1:
+            advantages = standardize(advantages, weights)
+        share = weights / weights.sum(1, keepdim=True).clamp(min=1e-8)
+        sign = advantages.sign()
+        rows["advantages"] = advantages.view(shape)
+        rows["sign"] = sign.view(shape)
+        rows["limit"] = (sign + self.clip).view(shape)
+        rows["slope"] = (-advantages * share).view(shape)
+        rows["value_slope"] = (share * (2.0 * cfg.value_coef)).view(shape)
+        if cfg.entropy_coef:
+            rows["entropy_slope"] = (share * -cfg.entropy_coef).view(shape)
+        return rows
+
+    def _metrics(
+        self,
+        rows: dict[str, Any],
+        seen: list[dict[str, Tensor]],
+        entropy: Tensor,
+        norms: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Losses over all minibatches as they were met, in one go."""
+        cfg = self.cfg
+        joined = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
+        weights, old, new = joined["weights"], joined["old_log_probs"], joined["log_probs"]
+        surrogate = policy_loss(new, old, joined["advantages"], weights, self.clip)
+        error = value_loss(
+            joined["values"], joined["old_values"], joined["returns"], weights, cfg.value_clip
+        )
+        moved = ((torch.exp(new - old) - 1.0).abs() > self.clip).to(torch.float32)
+        metrics = {
+            "train/policy_gradient_loss": surrogate,
+            "train/value_loss": error,
+            "train/entropy_loss": -entropy,
+            "train/loss": surrogate + cfg.value_coef * error - cfg.entropy_coef * entropy,
+            "train/approx_kl": approximate_kl(new, old, weights),
+            "train/clip_fraction": weighted_mean(moved, weights),
+            "train/explained_variance": explained_variance(
+                rows["values"].flatten(), rows["returns"].flatten(), rows["weights"].flatten()
+            ),
+            "train/grad_norm": torch.stack(norms).mean(),
+            "train/learning_rate": self.optimizer.learning_rate.clone(),
+            "train/clip_range": torch.tensor(self.clip),
+            "train/n_updates": self.n_updates.clone(),
+        }
+        std = self.policy.distribution.std()
+        return metrics if std is None else {**metrics, "train/std": std}
+
+    def _adapt_learning_rate(self, last_epoch: dict[str, Tensor]) -> None:
+        """Aim at `target_kl` (rsl_rl's rule): / 1.5 above twice of it, * 1.5 below half."""
+        log_probs, old = last_epoch["log_probs"], last_epoch["old_log_probs"]
+        kl = approximate_kl(log_probs, old, last_epoch["weights"])
+        target = self.cfg.target_kl
+        rate = self.optimizer.learning_rate
+        slower = torch.where(kl > 2.0 * target, rate / 1.5, rate)  # type: ignore[operator]
+        faster = torch.where(kl < 0.5 * target, rate * 1.5, slower)  # type: ignore[operator]
+        rate.copy_(faster.clamp(*LEARNING_RATE_RANGE))
+
+    # ------------------------------------------------------------------------- one minibatch
+
+    def _time_major(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Turn sequences (n, T, ...) into the time-major rows (T * n, ...) that a policy takes."""
+        if self.policy.memory is None:
+            return batch
+        rest = {name: part for name, part in batch.items() if name not in ("state", "start")}
+        rows = _map(lambda x: x.transpose(0, 1).flatten(0, 1), rest)
+        return {**rows, "state": batch["state"], "start": batch["start"].transpose(0, 1)}
+
+    def _gradient(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Fill the optimiser's gradient; returns (B,) log-probabilities and values."""
+        if self.hand_written:
+            return self._written_out(batch)
+        return self._by_autograd(batch)
+
+    @torch.no_grad()
+    def _written_out(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        inputs, distribution = batch["inputs"], self.policy.distribution
+        x = inputs["vector"]
+        if "privileged" in inputs:
+            x = torch.cat((x, inputs["privileged"]), 1)
+        params, values, last = self.policy.towers.run(x)
+        actions, mask = batch["actions"], batch["mask"]
+        if getattr(distribution, "has_closed_form", False):
+            log_probs, saved = distribution.evaluate(params, actions, mask)
+            d_log_probs, d_entropy, d_values = self._seeds(batch, log_probs, values)
+            d_params = distribution.pull_back(saved, d_log_probs, d_entropy)
+        else:
+            size = params.shape[1]
+            if distribution.latent_size:
+                params = torch.cat((params, last), 1)
+            log_probs, d_params, d_values = self._through_distribution(batch, params, values)
+            d_params = d_params[:, :size]
+        self.policy.towers.backprop(d_params, d_values)
+        return log_probs, values
+
+    def _through_distribution(
+        self, batch: dict[str, Any], params: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Autograd for the distribution alone: log-probabilities, d params, d values."""
+        distribution = self.policy.distribution
+        own = list(distribution.parameters())
+        with torch.enable_grad():
+            params.requires_grad_()
+            log_probs, entropy = distribution.log_prob_entropy(
+                params, batch["actions"], batch["mask"]
+            )
+        d_log_probs, d_entropy, d_values = self._seeds(batch, log_probs.detach(), values)
+        d_entropy = torch.zeros_like(d_log_probs) if d_entropy is None else d_entropy
+        d_params, *d_own = torch.autograd.grad(
+            (log_probs, entropy), (params, *own), (d_log_probs, d_entropy)
+        )
+        for parameter, gradient in zip(own, d_own, strict=True):
+            parameter.grad.copy_(gradient)
+        return log_probs.detach(), d_params, d_values
+
+    def _by_autograd(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        policy = self.policy
+        with torch.enable_grad():
+            params, values, _ = policy(batch["inputs"], batch.get("state"), batch.get("start"))
+            log_probs, entropy = policy.distribution.log_prob_entropy(
+                params, batch["actions"], batch["mask"]
+            )
+            outputs = [log_probs, values, entropy]
+            if self.symmetry is not None:
+                outputs.append(self._mirror_loss(batch, params))
+        d_log_probs, d_entropy, d_values = self._seeds(batch, log_probs.detach(), values.detach())
+        seeds = [d_log_probs, d_values, d_entropy]
+        if d_entropy is None:
+            seeds[2] = torch.zeros_like(d_log_probs)
+        if self.symmetry is not None:
+            seeds.append(torch.full_like(outputs[3], self.cfg.symmetry_coef))
+        grads = torch.autograd.grad(
+            outputs, self.optimizer.parameters, seeds, allow_unused=True, materialize_grads=True
+        )
+        self.optimizer.gather(grads)
+        return log_probs.detach(), values.detach()
+
+    def _seeds(
+        self, batch: dict[str, Any], log_probs: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Gradient of the loss with respect to log-probabilities, entropies and values."""
+        d_log_probs = log_prob_gradient(
+            log_probs, batch["log_probs"], batch["slope"], batch["sign"], batch["limit"]
+        )
+        d_values = value_gradient(
+            values, batch["values"], batch["returns"], batch["value_slope"], self.cfg.value_clip
+        )
+        return d_log_probs, batch.get("entropy_slope"), d_values
+
+    def _mirror_loss(self, batch: dict[str, Any], params: Tensor) -> Tensor:
+        """Squared distance between the mirrored state's action and the action's mirror image."""
+        assert self.symmetry is not None
+        distribution = self.policy.distribution
+        mirrored_params = self.policy(batch["mirrored"])[0]
+        _, target = self.symmetry(None, distribution.mode(params.detach(), None))
+        mirrored = distribution.mode(mirrored_params, None)
+        keys = mirrored if isinstance(mirrored, dict) else [""]
+        loss = params.new_zeros(())
+        for key in keys:
+            ours, theirs = (mirrored[key], target[key]) if key else (mirrored, target)
+            gap = (ours - theirs).square().flatten(1).mean(1)
+            loss = loss + weighted_mean(gap, batch["weights"])
+        return loss
+
+    # -------------------------------------------------------------------------------- saving
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the next update depends on, by name; copies."""
+        model = {f"model.{k}": v.detach().clone() for k, v in self.policy.state_dict().items()}
+        optimizer = {f"optimizer.{k}": v for k, v in self.optimizer.state_dict().items()}
+        return {**model, **optimizer, "n_updates": self.n_updates.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave, bit for bit.
+
+        Raises:
+            CheckpointError: when names or shapes differ; the first difference is named.
+        """
+        expected = self.state_dict()
+        for name in sorted(expected.keys() ^ state.keys()):
+            where = "checkpoint" if name in expected else "policy"
+            raise CheckpointError(f"the {where} has no {name!r}: build the policy as it was saved")
+        for name, tensor in expected.items():
+            if tensor.shape != state[name].shape:
+                raise CheckpointError(
+                    f"{name!r} is {list(state[name].shape)} in the checkpoint and "
+                    f"{list(tensor.shape)} here: build the policy as it was saved"
+                )
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+        for name, tensor in state.items():
+            part, _, rest = name.partition(".")
+            if part in parts:
+                parts[part][rest] = tensor
+        self.policy.load_state_dict(parts["model"])
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.n_updates.copy_(state["n_updates"])
+
+
+_HEAVY = ("inputs", "mirrored")
+
+
+def _joined(rows: dict[str, Any], outcomes: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """One epoch's rows as the minibatches met them, flat."""
+    size = len(rows["weights"]) // len(outcomes)
+
+    def met(name: str) -> Tensor:
+        values = rows[name]
+        if values.dim() == 1:
+            return values
+        # sequences: minibatches run over time first
+        return torch.cat([part.transpose(0, 1).flatten() for part in values.split(size)])
+
+    return {
+        "log_probs": torch.cat([log_probs for log_probs, _ in outcomes]),
+        "values": torch.cat([values for _, values in outcomes]),
+        "old_log_probs": met("log_probs"),
+        "old_values": met("values"),
+        "returns": met("returns"),
+        "advantages": met("advantages"),
+        "weights": met("weights"),
+    }
+
+
+def _flat(tree: Tree[Tensor] | None) -> Any:
+    return None if tree is None else _map(lambda x: x.flatten(0, 1), tree)
+
+
+def _map(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Apply `fn` to every tensor of nested dicts; None stays None."""
+    if isinstance(tree, dict):
+        return {key: _map(fn, part) for key, part in tree.items()}
+    return None if tree is None else fn(tree)
+
+
+def _all_boxes(policy: ActorCritic) -> bool:
+    return all(leaf.dtype.kind == "f" for leaf in policy.action_layout.leaves)
