@@ -62,8 +62,38 @@ def run(argv: list[str]) -> int:
         print(notice, file=sys.stderr)
     from rlgym.training.run import train  # PyTorch: not for --help
 
-    train(config, run_dir=shell.run_dir, overwrite=shell.overwrite, console=shell.console)
+    train(
+        config,
+        run_dir=shell.run_dir,
+        overwrite=shell.overwrite,
+        console=shell.console,
+        hooks=Progress(shell.console),
+    )
     return 0
+
+
+class Progress:
+    """Says where a run is when it starts, and what came of it when it ends."""
+
+    def __init__(self, console: str) -> None:
+        self.quiet = console == "off"
+
+    def on_start(self, run: Any) -> None:
+        """Name the folder, so that a second terminal can look into it."""
+        if not self.quiet:
+            print(f"{run.config.env_id} into {run.run_dir}", file=sys.stderr)
+
+    def on_end(self, run: Any) -> None:
+        """Sum up, and say what to do next."""
+        run.logger.close()  # gives the terminal back before the last lines
+        if self.quiet:
+            return
+        score = "" if run.result is None else f"; return {run.result.mean:.2f} in evaluation"
+        print(
+            f"{run.stopped}{score}\n"
+            f"  rlgym eval {run.run_dir}      rlgym play {run.run_dir}\n"
+            f"  tensorboard --logdir {run.run_dir.parent}"
+        )
 
 
 def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:

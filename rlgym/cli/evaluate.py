@@ -1,0 +1,67 @@
+"""`rlgym eval`: the score of a trained policy."""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tyro.conf import Positional
+
+from rlgym.cli.arguments import parse
+from rlgym.cli.runs import read_run
+from rlgym.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Play whole episodes in fresh worlds and print returns, lengths and successes."""
+
+    run: Positional[str]
+    """The run's folder."""
+    episodes: int = 100
+    """How many episodes."""
+    which: Literal["best", "last"] = "best"
+    """The checkpoint with the best score so far, or the last one."""
+    stochastic: bool = False
+    """Sample actions, as in training, instead of taking the most likely."""
+    seed: int | None = None
+    """Seed of the worlds; the run's eval.seed by default."""
+    json: bool = False
+    """Print one JSON object."""
+    trust: bool = False
+    """Import the module that the run names for its worlds, though rlgym does not know it."""
+
+
+def run(argv: list[str]) -> int:
+    """Evaluate and print."""
+    wanted = parse(Options, argv, "rlgym eval", ("run",))
+    if wanted.episodes < 1:
+        raise UserError("--episodes must be at least 1")
+    config = read_run(wanted.run, wanted.trust)
+    from rlgym.training.evaluation import evaluate
+    from rlgym.training.run import load_policy
+    from rlgym.training.worlds import make_worlds
+
+    loaded = load_policy(wanted.run, wanted.which)
+    config = replace(config, eval=replace(config.eval, episodes=wanted.episodes))
+    env = make_worlds(config, None, wanted.run, evaluation=True)
+    try:
+        result = evaluate(
+            loaded.policy,
+            env,
+            wanted.episodes,
+            deterministic=not wanted.stochastic,
+            seed=config.eval.seed if wanted.seed is None else wanted.seed,
+        )
+    finally:
+        env.close()
+    if wanted.json:
+        about = {"run": wanted.run, "env_id": config.env_id, "step": loaded.step}
+        print(json.dumps({**about, "which": wanted.which, **result.document()}))
+        return 0
+    success = "" if result.success_rate is None else f", success {result.success_rate:.0%}"
+    print(
+        f"{config.env_id}, {result.episodes} episodes with the policy of step {loaded.step:,}: "
+        f"return {result.mean:.2f} ± {result.std:.2f} (from {result.min:.2f} to {result.max:.2f}), "
+        f"length {result.mean_length:.1f}{success}"
+    )
+    return 0

@@ -1,0 +1,64 @@
+"""`rlgym play`: watch a policy in a window."""
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
+
+from rlgym.cli.arguments import parse
+from rlgym.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Open a window and let a policy act; Ctrl-C ends it.
+
+    The zero policy shows a world at rest, the random one what an untrained policy sees: look at
+    both before you train in a world of your own.
+    """
+
+    target: Positional[str]
+    """The folder of a run, or the id of a world."""
+    policy: Literal["trained", "zero", "random"] = "trained"
+    """Who acts."""
+    which: Literal["best", "last"] = "best"
+    """Which checkpoint of a run."""
+    episodes: int | None = None
+    """Stop after so many episodes."""
+    seed: int = 0
+    """Seed of the world, and of the random policy."""
+    trust: bool = False
+    """Import the module that the run names for its worlds, though rlgym does not know it."""
+
+
+def run(argv: list[str]) -> int:
+    """Play until the episodes are over or Ctrl-C."""
+    wanted = parse(Options, argv, "rlgym play", ("target",))
+    if not has_display():
+        raise UserError(
+            f"there is no display here: rlgym record {wanted.target} makes a film instead"
+        )
+    from rlgym.cli.view import settings_of, watch
+
+    config = settings_of(wanted.target, wanted.policy, wanted.trust)
+    shown = watch(wanted.target, config, wanted.policy, wanted.which, "human", wanted.seed)
+    try:
+        for frame in shown:
+            if frame.returned is not None:
+                print(f"episode {frame.episode}: return {frame.returned:.2f}", flush=True)
+            if wanted.episodes is not None and frame.episode >= wanted.episodes:
+                break
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        shown.close()
+    return 0
+
+
+def has_display() -> bool:
+    """Tell whether a window can be opened: on Linux a server must be named."""
+    if not sys.platform.startswith("linux"):
+        return True
+    return any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"))
