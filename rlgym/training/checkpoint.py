@@ -30,6 +30,7 @@ import torch
 from safetensors import SafetensorError
 
 from rlgym.errors import CheckpointError
+from rlgym.settings import short
 
 FORMAT = "rlgym-checkpoint"
 VERSION = 1
@@ -39,7 +40,7 @@ MAX_JSON_BYTES = 256 * 1024**2
 
 _STEP = re.compile(r"step-(\d{1,15})(?:\.(\d{1,6}))?")
 _STALE = re.compile(r"(?:step-[\d.]+|[a-z]+\.(?:json|yaml))\.(?:tmp|old)-\d+")
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*\.(?:safetensors|json)")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.(?:safetensors|json)")
 _CHUNK = 1024**2
 _SLACK = 1024**2  # bytes that must stay free beside what is written: folders, pointers, logs
 
@@ -198,11 +199,14 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
         CheckpointError: says which file is missing, cut short or changed.
     """
     path = Path(path)
-    files = _read_manifest(path)
-    for name, (size, digest) in files.items():
-        _check_size(path / name, size)
-        if _hash(path / name) != digest:
-            raise CheckpointError(f"{path / name} was changed after it was saved")
+    try:
+        files = _read_manifest(path)
+        for name, (size, digest) in files.items():
+            _check_size(path / name, size)
+            if _hash(path / name) != digest:
+                raise CheckpointError(f"{path / name} was changed after it was saved")
+    except OSError as error:  # no permission, a disk that fails
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     return Checkpoint(path, _key(path)[0], files)
 
 
@@ -332,7 +336,7 @@ def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
         known = entry if isinstance(entry, dict) else {}
         size, digest = known.get("bytes"), known.get("sha256")
         if not _FILE.fullmatch(name) or type(size) is not int or not isinstance(digest, str):
-            raise CheckpointError(f"{source} lists {name!r}, which no checkpoint holds")
+            raise CheckpointError(f"{source} lists {short(name)}, which no checkpoint holds")
         files[name] = (size, digest)
     return files
 

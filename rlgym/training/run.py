@@ -35,7 +35,7 @@ from rlgym.training.logging import Logger
 from rlgym.training.on_policy import learn
 from rlgym.training.signals import Interrupted, Signals
 from rlgym.training.state import RunState, Snapshot
-from rlgym.training.worlds import choose_threads, make_worlds, same_backend, world_seeds
+from rlgym.training.worlds import make_worlds, settle, world_seeds
 
 __all__ = ["LoadedPolicy", "Run", "load_policy", "resume", "train"]
 
@@ -184,6 +184,7 @@ class Run:
             layouts = self.env.obs_layout, self.env.action_layout
             policy = build_policy(*layouts, config.network, int(seeds[0]), network)
             self.policy: ActorCritic = policy.to(self.device)
+            self.config = config = settle(config, self.env, self.policy)
             self._policy_document = describe(self.env, config, custom=network is not None)
             mirrors = [hook.symmetry for hook in self._hooks if hasattr(hook, "symmetry")]
             self.learner = PPO(self.policy, config.algo, config.total_steps, *mirrors[:1])
@@ -199,7 +200,6 @@ class Run:
                 save_config(config, run_dir / "config.yaml")
             self.logger = Logger(run_dir, config.total_steps, console)
             if snapshot is None:
-                self.state.torch_threads = choose_threads(config, self.policy, self.env.obs_layout)
                 self.collector.start(
                     *self.env.reset(seed=world_seeds(config.seed, self.env.num_envs))
                 )
@@ -249,9 +249,7 @@ class Run:
         Raises:
             SystemExit: a signal ended the run; it was saved at the last boundary.
         """
-        threads = self.config.torch_threads or self.state.torch_threads
-        torch.set_num_threads(threads)
-        self.state.torch_threads = threads
+        torch.set_num_threads(self.config.torch_threads or 1)
         try:
             with self.signals:
                 try:
@@ -359,9 +357,7 @@ class Run:
         """Score the policy on worlds of its own; keep it when it is the best so far."""
         config, state = self.config, self.state
         if self._eval_env is None:
-            self._eval_env = make_worlds(
-                same_backend(config, self.env), self._world, self.run_dir, evaluation=True
-            )
+            self._eval_env = make_worlds(config, self._world, self.run_dir, evaluation=True)
         with self.signals.interruptible():
             result = evaluate(
                 self.policy,

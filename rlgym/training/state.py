@@ -44,8 +44,6 @@ class RunState:
     """Mean return of the last evaluation."""
     best_score: float | None = None
     """Highest score so far: of evaluations, or of training where none are made during the run."""
-    torch_threads: int = 1
-    """Threads of tensor operations; sums depend on their number, so a resume uses the same."""
     health: dict[str, int] = field(default_factory=dict)
     """Counts of `health/*` from before the last resume."""
     returns: deque[float] = field(default_factory=_window)

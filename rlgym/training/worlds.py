@@ -65,12 +65,20 @@ def make_worlds(
         raise
 
 
-def same_backend(config: TrainConfig, env: VectorEnv) -> TrainConfig:
-    """Name the backend that "auto" chose for `env`, so that it is not chosen again."""
-    if config.backend != "auto" or env.kind != "host":
-        return config
-    backend = "sync" if isinstance(env.unwrapped, SyncVectorEnv) else "process"
-    return dataclasses.replace(config, backend=backend)
+def settle(config: TrainConfig, env: VectorEnv, policy: nn.Module) -> TrainConfig:
+    """Replace what was left to choose by what was chosen, so that a resume computes the same bits.
+
+    The sizes of groups and the number of threads change the order in which sums are taken.
+    """
+    backend: Any = config.backend
+    if backend == "auto" and env.kind == "host":
+        backend = "sync" if isinstance(env.unwrapped, SyncVectorEnv) else "process"
+    return dataclasses.replace(
+        config,
+        backend=backend,
+        num_groups=env.num_groups,
+        torch_threads=_choose_threads(config, policy, env.obs_layout),
+    )
 
 
 def world_seeds(seed: int, num_envs: int) -> list[int]:
@@ -78,17 +86,17 @@ def world_seeds(seed: int, num_envs: int) -> list[int]:
     return [int(word >> 1) for word in np.random.SeedSequence([seed, 1]).generate_state(num_envs)]
 
 
-def choose_threads(config: TrainConfig, policy: nn.Module, obs_layout: Layout) -> int:
+def _choose_threads(config: TrainConfig, policy: nn.Module, obs_layout: Layout) -> int:
     """Threads for tensor operations: one for small networks, else one per core."""
     if config.torch_threads is not None:
         return config.torch_threads
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     images = any(leaf.is_image for leaf in obs_layout.leaves)
     flops: Any = 6 * parameters * config.algo.minibatch_size * (50 if images else 1)
-    return 1 if flops < ONE_THREAD_FLOPS else num_cores()
+    return 1 if flops < ONE_THREAD_FLOPS else _num_cores()
 
 
-def num_cores() -> int:
+def _num_cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
     return len(affinity(0)) if affinity else os.cpu_count() or 1
