@@ -45,10 +45,11 @@ def bench_ppo_cartpole(
         threads: torch threads of SB3; by default whichever of 1 and 2 is faster here.
         limit: seconds after which a run counts as `limit` and as failed.
         episodes: deterministic episodes that each trained policy plays afterwards, off the clock.
-        quick: one seed for two seconds, to see that everything works.
+        quick: one seed for 2,048 steps, to see that everything works.
     """
+    steps = None
     if quick:
-        seeds, threads, limit, episodes = seeds[:1], threads or 1, 2.0, 1
+        seeds, threads, episodes, steps = seeds[:1], threads or 1, 1, 2048
     timeout = limit + 300.0
     here = "rlgym.bench.ppo_cartpole"
     ours_needs = in_fresh_process(f"{here}:imports_of_ours", timeout=timeout)
@@ -60,7 +61,8 @@ def bench_ppo_cartpole(
         say(f"SB3 is faster with {threads} torch thread(s) here: {tried['steps_per_second']}")
     ours, theirs = [], []
     for seed in seeds:  # A B A B: whatever slows the machine for a while slows both
-        common = {"timeout": timeout, "seed": seed, "limit": limit, "episodes": episodes}
+        common = {"seed": seed, "limit": limit, "episodes": episodes, "steps": steps}
+        common["timeout"] = timeout
         ours.append(in_fresh_process(f"{here}:time_ours", modules=ours_needs, **common))
         say(f"seed {seed}: rlgym {_line(ours[-1])}")
         theirs.append(
@@ -133,17 +135,33 @@ class StopAtMean:
         return self.reached_at is not None
 
 
-def time_ours(*, seed: int, limit: float, episodes: int, modules: list[str]) -> dict[str, Any]:
-    """Train with the shipped preset until the threshold and score the policy (a fresh process)."""
+def time_ours(
+    *, seed: int, limit: float, episodes: int, modules: list[str], steps: int | None
+) -> dict[str, Any]:
+    """Train with the shipped preset until the threshold and score the policy (a fresh process).
+
+    Evaluations and checkpoints during the run are off, as they are for SB3; the logs are on.
+    """
     import_all(modules)
     import rlgym
     from rlgym.bench.baselines import play
 
+    never = 10**12
+    changes: dict[str, Any] = {} if steps is None else {"total_steps": steps}
     with TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         hook = StopAtMean()
         start = time.perf_counter()
-        rlgym.train(WORLD, run_dir=run_dir, hooks=hook, seed=seed, time_limit=limit)
+        rlgym.train(
+            WORLD,
+            run_dir=run_dir,
+            hooks=hook,
+            seed=seed,
+            time_limit=limit,
+            eval={"every": 0},
+            checkpoint={"every": never},
+            **changes,
+        )
         policy = rlgym.load_policy(run_dir, which="last")
         scores, _ = play(
             WORLD, policy.act, episodes=episodes, seed=EVALUATION_SEED, begin=policy.reset
@@ -152,7 +170,7 @@ def time_ours(*, seed: int, limit: float, episodes: int, modules: list[str]) -> 
 
 
 def time_sb3(
-    *, seed: int, limit: float, episodes: int, threads: int, modules: list[str]
+    *, seed: int, limit: float, episodes: int, threads: int, modules: list[str], steps: int | None
 ) -> dict[str, Any]:
     """Train SB3's PPO until the threshold and score the policy (a fresh process)."""
     import_all(modules)
@@ -165,18 +183,18 @@ def time_sb3(
     start = time.perf_counter()
     stop = StopSB3(THRESHOLD, deadline=start + limit)
     model = make_sb3(WORLD, seed)
-    model.learn(settings_of(WORLD).total_steps, callback=stop)
+    model.learn(steps or settings_of(WORLD).total_steps, callback=stop)
     scores, _ = play(WORLD, act_of(model), episodes=episodes, seed=EVALUATION_SEED)
     return _outcome(start, stop.reached_at, limit, model.num_timesteps, scores)
 
 
 def imports_of_ours() -> list[str]:
     """Return the modules that a run of ours loads, found by a short one (a fresh process)."""
-    time_ours(seed=1000, limit=0.5, episodes=1, modules=[])
+    time_ours(seed=1000, limit=60.0, episodes=1, modules=[], steps=4096)
     return loaded_modules()
 
 
 def imports_of_sb3() -> list[str]:
     """Return the modules that a run of SB3 loads, found by a short one (a fresh process)."""
-    time_sb3(seed=1000, limit=0.5, episodes=1, threads=1, modules=[])
+    time_sb3(seed=1000, limit=60.0, episodes=1, threads=1, modules=[], steps=512)
     return loaded_modules()
