@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from rlgym.errors import ContractError, WorldError
-from rlgym.registry import WorldSpec
 from rlgym.spaces import Layout, Tree, map_tree, tree_items
 from rlgym.vector.contract import VectorEnv
 from rlgym.vector.slot import Episode, fresh_seed, set_rng_state
@@ -157,9 +156,7 @@ class NaNGuard(VectorWrapper):
 
     def _report(self, slot: int, what: str, path: Path | None) -> str:
         text = f"world {self.traits.spec_id}, slot {slot}: {what} is not finite"
-        return text + (
-            f"; see it again with rlgym.vector.guard.replay_dump({str(path)!r})" if path else ""
-        )
+        return text + (f"; see it again: rlgym doctor {path}" if path else "")
 
     def _dump(self, slot: int, what: str) -> Path | None:
         """Write the file of one slot's episode."""
@@ -167,13 +164,13 @@ class NaNGuard(VectorWrapper):
         episode = self.env._records(None)[slot]
         if episode is None:
             return None
-        spec = getattr(self.env, "factory", None)
-        named = isinstance(spec, WorldSpec)
+        spec = getattr(self.env, "factory", None)  # a registry.WorldSpec, when the env has one
+        world = getattr(spec, "world", None)
         document = {
             "format": 1,
-            "world": spec.world if named and isinstance(spec.world, str) else None,
-            "name": spec.name if named else self.traits.spec_id,
-            "kwargs": dict(spec.kwargs) if named else {},
+            "world": world if isinstance(world, str) else None,
+            "name": getattr(spec, "name", self.traits.spec_id),
+            "kwargs": dict(getattr(spec, "kwargs", {})),
             "slot": slot,
             "what": what,
             "seed": episode.seed,
@@ -207,13 +204,14 @@ class Replay:
 
 
 def replay_dump(
-    path: str | Path, factory: Callable[[], gymnasium.Env] | None = None, *, trust: bool = False
+    path: str | Path, make: Callable[..., gymnasium.Env], *, trust: bool = False
 ) -> Replay:
     """Run the episode of a dump again, up to the value that is not finite.
 
     Args:
         path: file that a NaN guard wrote.
-        factory: builds the world; needed where the dump was made of a callable.
+        make: builds the world from its id and keyword arguments: `rlgym.make`. For a dump of a
+            callable, the callable: it is given the keyword arguments alone.
         trust: allow a dump to import the module that a "module:id" names.
 
     Raises:
@@ -231,15 +229,11 @@ def replay_dump(
         raise WorldError(
             f"{path} is not a NaN dump: give a file that the NaN guard wrote"
         ) from None
-    if factory is None:
-        if world_id is None:
-            raise WorldError(f"{path} was made of the callable {document['name']}: pass factory=")
-        if ":" in world_id and not trust:
-            raise WorldError(
-                f"{path} would import {world_id.split(':')[0]}: pass trust=True if it may"
-            )
-        factory = WorldSpec(world_id, kwargs)
-    world = factory()
+    if world_id is not None and ":" in world_id and not trust:
+        raise WorldError(
+            f"{path} would import {world_id.split(':')[0]}: pass trust=True if you trust it"
+        )
+    world = make(**kwargs) if world_id is None else make(world_id, **kwargs)
     try:
         return _run(world, begin, listed, path)
     finally:

@@ -9,10 +9,10 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-import rlgym
 from rlgym.envs.toy.counter import Counter
 from rlgym.envs.toy.masked import Masked
 from rlgym.errors import ContractError, WorldError
+from rlgym.registry import WorldSpec
 from rlgym.vector.conformance import check
 from rlgym.vector.sync import SyncVectorEnv
 
@@ -326,7 +326,7 @@ def test_numpy_violations(rule, kind, message):
 
 def test_numpy_observations_are_nested_as_gymnasium_nests_them():
     def env():
-        world = rlgym.registry.WorldSpec("rlgym/TupleObs-v0")
+        world = WorldSpec("rlgym/TupleObs-v0")
         return FlatNumpy(world, 4, num_groups=2, output="numpy")
 
     findings = check(env, steps=30, raise_on_failure=False)
@@ -334,7 +334,7 @@ def test_numpy_observations_are_nested_as_gymnasium_nests_them():
 
 
 def test_losses_that_are_not_counted():
-    world = rlgym.registry.WorldSpec("rlgym/Unreplayable-v0")
+    world = WorldSpec("rlgym/Unreplayable-v0")
     findings = check(lambda: DoesNotCountLosses(world, 4), steps=20, raise_on_failure=False)
     assert any("does not count" in finding.message for finding in findings)
 
