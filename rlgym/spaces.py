@@ -188,9 +188,9 @@ class Layout:
             ) from None
 
     def read(self, tree: Tree[np.ndarray], row: int) -> Any:
-        """Give one row as the world expects it: nested, Discrete as an int, arrays copied."""
+        """Give one row as the world expects it: nested, Discrete as a scalar, arrays copied."""
         if self._is_discrete:
-            return int(tree[row])  # type: ignore[index]
+            return tree[row]  # type: ignore[index]
         if self.single:
             return _native(self.leaves[0], tree[row])  # type: ignore[index]
         values = {leaf.path: _native(leaf, tree[leaf.key][row]) for leaf in self.leaves}  # type: ignore[index]
@@ -255,5 +255,5 @@ def _inner_nodes(
 
 def _native(leaf: Leaf, value: Any) -> Any:
     if isinstance(leaf.space, spaces.Discrete):
-        return int(value)
+        return leaf.dtype.type(value)
     return np.array(value, dtype=leaf.space.dtype)  # a copy: a world may keep what it is given
