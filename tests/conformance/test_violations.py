@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
+import rlgym
 from rlgym.envs.toy.counter import Counter
 from rlgym.envs.toy.masked import Masked
 from rlgym.errors import ContractError, WorldError

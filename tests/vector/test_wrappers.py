@@ -100,7 +100,7 @@ def test_numpy_output_has_the_same_numbers():
         for key, array in tree_items(arrays.obs_layout.flatten(nested)):
             np.testing.assert_array_equal(array, obs[key].numpy())
         actions = arrays.action_space.sample()
-        obs, reward, terminated, _, info = tensors.step(actions)
+        obs, reward, _, _, info = tensors.step(actions)
         nested, reward_np, terminated_np, _, info_np = arrays.step(actions)
         np.testing.assert_array_equal(reward_np, reward.numpy())
         assert type(terminated_np) is np.ndarray
