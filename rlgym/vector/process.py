@@ -331,6 +331,11 @@ class ProcessVectorEnv(VectorEnv):
             link.fresh.clear()
         return replayed
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process id of each worker, as it is now."""
+        return [link.pid for link in self._links]
+
     def render_slot(self, row: int) -> Any:
         """Frame of the world in slot `row`, (H, W, 3); None when it does not render."""
         self._require_open()

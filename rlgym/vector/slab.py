@@ -73,8 +73,8 @@ class Slab:
         if self._fd >= 0:
             _, size = lay_out(plan)
             os.ftruncate(self._fd, size)
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._fd, 0, size)  # out of memory is an error now, not SIGBUS
+            if not hasattr(os, "memfd_create") and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._fd, 0, size)  # a full disk is an error now, not SIGBUS
         return attach(self.handle, plan)
 
     def close(self) -> None:
