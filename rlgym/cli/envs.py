@@ -79,19 +79,13 @@ def worlds() -> list[World]:
 
     importlib.import_module("rlgym.envs.toy")  # registers our own
     tuned = {load_preset(name).env_id: name for name in presets()}
-    before = set(gymnasium.registry)
-    found = [_world(name, tuned) for name in _newest(before) if not _is_removed(name)]
-    found += [World(name, "rlgym", "", tuned.get(name, "")) for name in VECTOR_ENTRY_POINTS]
     for package in EXTRA_PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            continue
-        with contextlib.redirect_stdout(io.StringIO()):  # some greet on import
-            importlib.import_module(package)
-        added = set(gymnasium.registry) - before
-        before |= added
-        for name in _newest(added):
-            full = f"{package}:{name}"
-            found.append(World(full, package, "", tuned.get(full, "")))
+        if importlib.util.find_spec(package) is not None:
+            with contextlib.redirect_stdout(io.StringIO()):  # some greet on import
+                importlib.import_module(package)
+    names = _newest(name for name in gymnasium.registry if not _is_removed(name))
+    found = [_world(name, tuned) for name in names]
+    found += [World(name, "rlgym", "", tuned.get(name, "")) for name in VECTOR_ENTRY_POINTS]
     return sorted(found, key=lambda world: world.id.lower())
 
 
@@ -107,12 +101,13 @@ def print_table(shown: list[World]) -> None:
 
 def _world(name: str, tuned: dict[str, str]) -> World:
     entry = _entry_point(name)
+    source = entry.partition(".")[0]
+    full = f"{source}:{name}" if source in EXTRA_PACKAGES else name
     needs = ""
     for start, (module, fix) in _NEEDS.items():
         if entry.startswith(start) and importlib.util.find_spec(module) is None:
             needs = fix
-    source = "rlgym" if entry.startswith("rlgym.") else entry.partition(".")[0]
-    return World(name, source, needs, tuned.get(name, ""))
+    return World(full, source, needs, tuned.get(full, ""))
 
 
 def _newest(names: Iterable[str]) -> list[str]:

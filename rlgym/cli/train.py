@@ -41,7 +41,7 @@ Settings: the preset tuned for the world when there is one, then --config, then 
 class Shell:
     """Flags of `train` that are not settings of the run."""
 
-    preset: str | None = None
+    preset: str = "auto"
     config: str | None = None
     algo: str | None = None
     run_dir: str | None = None
@@ -110,7 +110,8 @@ def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:
     if len(words) > 1:
         raise UserError(f"unexpected '{words[1]}': {PROG} takes one ENV, then flags")
     env_id = words[0] if words else flags.pop("env_id", None)
-    if env_id is None and not (shell.config or shell.preset or wants_help(argv)):
+    has_world = env_id is not None or shell.config or shell.preset not in ("auto", "none")
+    if not has_world and not wants_help(argv):
         raise UserError("which world? For example: rlgym train CartPole-v1 (rlgym envs lists them)")
     config, notice = _base(shell, env_id)
     return shell, merge(config, nest(flags), spell=spell), notice
@@ -121,11 +122,11 @@ def _base(shell: Shell, env_id: str | None) -> tuple[TrainConfig, str]:
     if shell.algo is not None and shell.algo not in ALGOS:
         raise ConfigError(f"--algo: there is no '{shell.algo}': {suggest(shell.algo, ALGOS)}")
     name, notice = shell.preset, ""
-    if name is None and shell.config is None and env_id is not None:
-        name = preset_for(env_id, shell.algo or "ppo")
-        if name is not None:
-            notice = f"using the preset {name} (--preset none for plain defaults)"
-    config = TrainConfig() if name in (None, "none") else load_preset(name)
+    if name == "auto":
+        found = None if shell.config else preset_for(env_id or "", shell.algo or "ppo")
+        name = found or "none"
+        notice = f"using the preset {found} (--preset none for plain defaults)" if found else ""
+    config = TrainConfig() if name == "none" else load_preset(name)
     if shell.config is not None:
         config = merge(config, read_yaml(shell.config))
     if env_id is not None and not config.env_id.endswith(f":{env_id}"):

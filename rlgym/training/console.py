@@ -61,13 +61,13 @@ class Console:
         self.mode = ("live" if is_terminal(self.stream) else "plain") if mode == "auto" else mode
         self.latest: dict[str, float] = {}
         self._step = 0
-        self._first: tuple[int, float] | None = None  # step and time, for the rate
+        self._first = (0, time.monotonic())  # step and time from which the rate counts
         self._shown_at = float("-inf")
         self._pending = False
         self._live: Live | None = None
 
     def start(self, step: int) -> None:
-        """Begin the clock at this step; without it, the first update does."""
+        """Let the rate count from here, when a run goes on from this step."""
         self._first = (step, time.monotonic())
         self._step = step
 
@@ -75,8 +75,6 @@ class Console:
         """Take new scalars; show them now, or with the next ones when it has just been shown."""
         if self.mode == "off":
             return
-        if self._first is None:
-            self.start(0)
         self.latest.update(metrics)
         self._step = step
         self._pending = True
@@ -109,8 +107,6 @@ class Console:
         return None if rate is None else max(self.total_steps - self._step, 0) / rate
 
     def _rate(self) -> float | None:
-        if self._first is None:
-            return None
         step, began = self._first
         seconds = time.monotonic() - began
         return (self._step - step) / seconds if self._step > step and seconds > 0 else None

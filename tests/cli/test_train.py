@@ -1,0 +1,120 @@
+import pytest
+import yaml
+
+from rlgym.cli.main import main
+from rlgym.cli.train import read_arguments
+from rlgym.config import TrainConfig, from_dict, load_preset, to_dict
+
+
+def merged(*words):
+    return read_arguments(list(words))[1]
+
+
+def failure(capsys, *words):
+    assert main(["train", *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ") and shown.err.count("\n") == 1
+    return shown.err
+
+
+def test_the_tuned_preset_is_used_and_named():
+    _, config, notice = read_arguments(["CartPole-v1"])
+    assert config == load_preset("cartpole-ppo")
+    assert notice == "using the preset cartpole-ppo (--preset none for plain defaults)"
+    assert read_arguments(["rlgym/Memory-v0"])[1:] == (TrainConfig("rlgym/Memory-v0"), "")
+
+
+def test_a_preset_can_be_chosen_or_left():
+    assert merged("CartPole-v1", "--preset", "none") == TrainConfig("CartPole-v1")
+    pendulum = merged("CartPole-v1", "--preset", "pendulum-ppo")
+    assert pendulum == load_preset("pendulum-ppo", "CartPole-v1")
+    assert merged("--preset", "pendulum-ppo").env_id == "Pendulum-v1"
+
+
+def test_a_preset_knows_the_package_of_its_world():
+    assert merged("HopperBulletEnv-v0").env_id == "pybullet_envs_gymnasium:HopperBulletEnv-v0"
+    assert merged("other:HopperBulletEnv-v0").env_id == "other:HopperBulletEnv-v0"
+
+
+def test_flags_change_any_field():
+    config = merged(
+        *("--algo.learning-rate", "1e-3", "--network.hidden", "32", "16", "--seed=7"),
+        *("CartPole-v1", "--algo.value-clip", "none", "--network.squash", "--eval.every", "5000"),
+        *("--algo.normalize-advantages", "false", "--network.log-std-init", "-3.29"),
+        *("--wrappers.nan-guard", "off", "--total-steps", "1e6", "--time-limit", "2.5"),
+    )
+    assert config.algo.learning_rate == 1e-3 and config.network.hidden == (32, 16)
+    assert config.seed == 7 and config.env_id == "CartPole-v1"
+    assert config.algo.value_clip is None and config.network.squash is True
+    assert config.eval.every == 5000 and config.algo.normalize_advantages is False
+    assert config.network.log_std_init == -3.29 and config.wrappers.nan_guard == "off"
+    assert config.total_steps == 1_000_000 and config.time_limit == 2.5
+    assert config.algo.gamma == 0.98, "the rest is the preset's"
+
+
+def test_arguments_of_the_world_are_yaml():
+    config = merged(
+        *("X-v0", "--env.render-mode", "rgb_array", "--env.size", "3", "--env.list", "[1, 2.5]"),
+        *("--env.flag=true", "--env.nested.key", "text", "--env.nothing", "null"),
+    )
+    assert config.env == {
+        **{"render_mode": "rgb_array", "size": 3, "list": [1, 2.5], "flag": True},
+        **{"nested": {"key": "text"}, "nothing": None},
+    }
+
+
+def test_a_file_stands_between_preset_and_flags(tmp_path):
+    (tmp_path / "my.yaml").write_text("env_id: Acrobot-v1\nseed: 5\nalgo: {gamma: 0.5, epochs: 2}")
+    file = str(tmp_path / "my.yaml")
+    config = merged("--config", file, "--algo.epochs", "3")
+    assert config == from_dict(
+        {"env_id": "Acrobot-v1", "seed": 5, "algo": {"gamma": 0.5, "epochs": 3}}
+    ), "a file alone is not mixed with a preset"
+    both = merged("CartPole-v1", "--config", file, "--preset", "cartpole-ppo")
+    assert (both.env_id, both.seed, both.algo.gamma) == ("CartPole-v1", 5, 0.5)
+    assert both.algo.num_steps == 32
+
+
+def test_what_is_printed_is_what_would_run(tmp_path, capsys):
+    words = ["CartPole-v1", "--algo.gamma", "0.5", "--env.a", "1"]
+    assert main(["train", *words, "--print-config"]) == 0
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text) == to_dict(merged(*words))
+    (tmp_path / "printed.yaml").write_text(text)
+    assert merged("--config", str(tmp_path / "printed.yaml")) == merged(*words)
+
+
+def test_help_shows_the_presets_values(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "CartPole-v1", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--algo.gamma FLOAT" in shown and "(default: 0.98)" in shown
+    assert "Discount per step." in shown and "--print-config" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "which world? For example: rlgym train CartPole-v1"),
+        (["CartPole-v1", "x"], "unexpected 'x'"),
+        (["X-v0", "--learning-rate", "1"], "did you mean '--algo.learning-rate'?"),
+        (["X-v0", "--algo.learnign-rate", "1"], "did you mean '--algo.learning-rate'?"),
+        (["X-v0", "--ovrwrite"], "did you mean '--overwrite'?"),
+        (["X-v0", "--algo.gamma"], "--algo.gamma needs a value"),
+        (["X-v0", "--algo.gamma", "--seed", "1"], "--algo.gamma needs a value"),
+        (["X-v0", "--algo.gamma", "x"], "--algo.gamma: expected a number, got 'x'"),
+        (["X-v0", "--num-envs", "1.5"], "--num-envs: expected a whole number, got '1.5'"),
+        (["X-v0", "--network.hidden", "a"], "--network.hidden: expected a whole number, got 'a'"),
+        (["X-v0", "--backend", "procces"], "did you mean 'process'?"),
+        (["X-v0", "--num-envs", "0"], "num_envs must be at least 1, it is 0"),
+        (["X-v0", "--algo", "pppo"], "--algo: there is no 'pppo': did you mean 'ppo'?"),
+        (["X-v0", "--preset", "carpole-ppo"], "did you mean 'cartpole-ppo'?"),
+        (["--config", "absent.yaml"], "absent.yaml: there is no such file"),
+        (["X-v0", "--env.a", "!!python/name:os.system"], "is not plain YAML"),
+        (["X-v0", "--env", "3"], "--env: expected keys with values"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(capsys, tmp_path, monkeypatch, words, expected):
+    monkeypatch.chdir(tmp_path)
+    assert expected in failure(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
