@@ -34,10 +34,10 @@ def bench_memory(
         steps: environment steps per backend.
         backends: backends to run, one after another.
         goal: bound in MB per million steps.
-        quick: a few thousand steps in this process, to see that everything works.
+        quick: 20,000 steps with the first backend, to see that everything works.
     """
     if quick:
-        steps, backends = 40_000, backends[:1]
+        steps, backends = 20_000, backends[:1]
     cases = []
     for backend in backends:
         notes = in_fresh_process(

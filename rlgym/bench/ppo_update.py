@@ -9,7 +9,7 @@ learning rate is so small that the policy, and with it the work, stays the same.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import gymnasium
@@ -73,10 +73,12 @@ def bench_ppo_update(
         threads: torch threads of both; by default each side runs at the faster of 1 and 2.
         quick: one short repetition, to see that everything works.
     """
+    sizes = SIZES
     if quick:
         repeats, seconds, threads = 1, 0.1, 1
+        sizes = tuple(replace(size, minibatches=1, epochs=2) for size in SIZES)
     cases = []
-    for size in SIZES:
+    for size in sizes:
         cases.append(_compare(size, repeats, seconds, threads))
         say(cases[-1].line())
     measured = (

@@ -1,0 +1,83 @@
+"""The learning benchmark's verdicts and its file of finished runs."""
+
+import json
+
+import pytest
+
+from rlgym import bench
+from rlgym.bench.learning import PROMISES, RunLog, case_of, markdown
+from rlgym.bench.memory import case_of as memory_case
+from rlgym.errors import UserError
+
+HOPPER = "pybullet_envs_gymnasium:HopperBulletEnv-v0"
+
+
+def record(score: float, minutes: float = 1.0, seed: int = 0) -> dict:
+    return {
+        "score": score, "minutes": minutes, "seed": seed, "success": None, "env_steps": 100_000,
+    }  # fmt: skip
+
+
+def test_value_is_the_interquartile_mean_over_seeds():
+    scores = [500.0, 500.0, 494.0, 10.0, 500.0]  # one bad seed is cut off
+    case = case_of("CartPole-v1", [record(s, seed=i) for i, s in enumerate(scores)], [])
+    assert case.value == pytest.approx((494.0 + 500.0 + 500.0) / 3)
+    assert case.met
+    low, high = case.details["interval"]
+    assert low < case.value <= high == 500.0
+
+
+def test_a_world_that_was_not_run_is_not_met():
+    case = case_of("Pendulum-v1", [], [])
+    assert not case.met
+    assert "not run" in markdown([case])
+
+
+@pytest.mark.parametrize(
+    ("minutes", "theirs", "met"),
+    [(10.0, [record(2600.0, 20.0)], True), (30.0, [record(2600.0, 20.0)], False), (1.0, [], False)],
+)
+def test_bullet_worlds_must_also_be_faster_than_sb3(minutes, theirs, met):
+    case = case_of(HOPPER, [record(2700.0, minutes)], theirs)
+    assert case.met is met
+
+
+def test_table_has_the_numbers_of_both_sides():
+    text = markdown([case_of(HOPPER, [record(2700.0, 10.0)], [record(2600.0, 20.0)])])
+    row = "| HopperBulletEnv-v0 | 2575 | 2700.0 (2700.0 to 2700.0) | 1 | 100,000 |"
+    assert f"{row} 10.0 (SB3 20.0, score 2600) |" in text
+
+
+def test_log_continues_after_a_line_that_was_cut_short(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = RunLog(path)
+    log.add({"world": "a", "seed": 0, "score": 1.0})
+    with path.open("a") as file:
+        file.write('{"world": "b", "se')
+    log = RunLog(path)
+    log.add({"world": "c", "seed": 0, "score": 3.0})
+    again = RunLog(path)
+    assert [found["world"] for found in again.records] == ["a", "c"]
+    assert again.find({"world": "c", "seed": 0})["score"] == 3.0
+    assert again.find({"world": "c", "seed": 1}) is None
+
+
+def test_table_alone_trains_nothing(tmp_path, capsys):
+    words = ["learning", "--table", "--json", "--results", str(tmp_path / "none.jsonl")]
+    assert bench.run(words) == 1
+    outcome = json.loads(capsys.readouterr().out)
+    assert [case["name"] for case in outcome["cases"]] == list(PROMISES)
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_unknown_world_lists_those_with_a_promise():
+    with pytest.raises(UserError, match="Pendulum-v1"):
+        bench.run(["learning", "--world", "Pong-v5"])
+
+
+def test_memory_slope_leaves_out_the_warm_up():
+    # 100 MB appear in the first fifth; then 3 MB per million steps.
+    notes = [[step, 500.0 + min(step, 2e5) * 5e-4 + step * 3e-6] for step in range(0, 10**6, 10**4)]
+    case = memory_case("sync", notes, 10**6, 5.0)
+    assert case.value == pytest.approx(3.0)
+    assert case.met

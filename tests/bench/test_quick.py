@@ -1,0 +1,59 @@
+"""Every benchmark runs from end to end with --quick and ends in its JSON object."""
+
+import json
+
+import pytest
+import torch
+
+from rlgym import bench
+
+
+def run_quick(capsys, *words: str) -> dict:
+    threads = torch.get_num_threads()
+    assert bench.run([*words, "--quick", "--json"]) == 1, "a quick run meets no goal"
+    assert torch.get_num_threads() == threads
+    lines = capsys.readouterr().out.splitlines()
+    outcome = json.loads(lines[-1])
+    assert outcome["name"] == words[0]
+    assert outcome["quick"] is True
+    assert outcome["cases"], outcome["measured"]
+    return outcome
+
+
+def test_ppo_update(capsys):
+    outcome = run_quick(capsys, "ppo-update")
+    assert [case["goal"]["bound"] for case in outcome["cases"]] == [0.25, 0.5]
+    for case in outcome["cases"]:
+        assert case["value"] > 0.0
+        assert case["ratio"] == pytest.approx(case["value"] / case["baseline"])
+
+
+def test_memory(capsys):
+    outcome = run_quick(capsys, "memory")
+    assert outcome["cases"][0]["unit"] == "MB per million steps"
+    assert outcome["cases"][0]["details"]["last_mb"] > 50.0
+
+
+def test_learning_keeps_what_was_run(capsys, tmp_path):
+    results = tmp_path / "deep" / "learning.jsonl"
+    outcome = run_quick(capsys, "learning", "--results", str(results))
+    case = outcome["cases"][0]
+    assert case["name"] == "CartPole-v1"
+    assert case["details"]["interval"] == [case["value"]] * 2  # one seed: a point
+    record = json.loads(results.read_text())
+    assert record["score"] == case["value"]
+
+    # A line cut short by a crash is left out; the run that is there is not repeated.
+    with results.open("a") as file:
+        file.write('{"world": "CartPo')
+    again = run_quick(capsys, "learning", "--results", str(results))
+    assert again["cases"][0]["details"]["minutes"] == case["details"]["minutes"]
+
+
+@pytest.mark.slow
+def test_ppo_cartpole(capsys):
+    outcome = run_quick(capsys, "ppo-cartpole", "--limit", "50")
+    case = outcome["cases"][0]
+    assert case["values"] == [50.0]  # 2,048 steps are not enough: the limit counts
+    assert case["details"]["ours"][0]["steps"] >= 2048
+    assert not any(case["conditions"].values())
