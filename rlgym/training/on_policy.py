@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlgym.training.run import Run
+    from rlgym.training.session import Run
 
 
 def learn(run: Run) -> None:

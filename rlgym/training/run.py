@@ -1,50 +1,22 @@
-"""A training run from its config to its folder: `train`, `resume`, and what they share."""
+"""Start a training run, or continue one: `train` and `resume`."""
 
 from __future__ import annotations
 
-import json
-import threading
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import torch
-
-from rlgym.agents.policy import ActorCritic
-from rlgym.agents.ppo import PPO
-from rlgym.config import TrainConfig, load_config, load_preset, merge, preset_for, save_config
-from rlgym.device import resolve
-from rlgym.errors import CheckpointError, UserError
+from rlgym.config import NetworkConfig, TrainConfig, load_config, load_preset, merge, preset_for
+from rlgym.errors import UserError
 from rlgym.registry import WorldFactory
-from rlgym.rollout.buffer import RolloutBuffer
-from rlgym.rollout.collector import CollectStats, HostCollector
 from rlgym.training import checkpoint as checkpoints
-from rlgym.training.evaluation import EvalResult, evaluate
-from rlgym.training.folder import (
-    EVALUATIONS,
-    check_world,
-    choose_folder,
-    cut_lines,
-    open_folder,
-    world_name,
-)
-from rlgym.training.loaded import LoadedPolicy, build_policy, describe, load_policy
-from rlgym.training.logging import Logger
-from rlgym.training.on_policy import learn
-from rlgym.training.signals import Interrupted, Signals
+from rlgym.training.console import Mode
+from rlgym.training.folder import check_world, choose_folder, world_name
+from rlgym.training.loaded import LoadedPolicy, load_policy
+from rlgym.training.session import Run
 from rlgym.training.state import RunState, Snapshot
-from rlgym.training.worlds import make_worlds, settle, world_seeds
 
 __all__ = ["LoadedPolicy", "Run", "load_policy", "resume", "train"]
-
-SLOW_UPDATE = 1.0
-"""Seconds of an update from which on the learner is copied at each boundary: a signal in the middle
-of a shorter one can wait for its end."""
-SNAPSHOT_SECONDS = 2.0
-"""Seconds that worlds have to describe themselves when the run is being interrupted."""
-Mode = Literal["auto", "live", "plain", "off"]
 
 
 def train(
@@ -67,7 +39,8 @@ def train(
         run_dir: folder of the run; by default a new one under runs/.
         preset: settings to start from: "auto" takes the one tuned for this world, if there is one;
             None takes plain defaults. Not used with a whole config.
-        network: the user's own network instead of `config.network` (see `ActorCritic.build`).
+        network: settings of the network, as a mapping; or the user's own network in place of it
+            (see `ActorCritic.build`), or a whole policy.
         hooks: an object, or several, with any of the methods `on_start(run)`,
             `on_rollout(run, buffer)`, `on_update(run, metrics)` (True ends the run),
             `on_evaluation(run, result)` and `on_end(run)`, and `symmetry(obs, actions)`, which
@@ -81,6 +54,7 @@ def train(
         SystemExit: SIGINT or SIGTERM ended the run, after it was saved; 128 + the signal's number.
     """
     factory = None if isinstance(world, str | TrainConfig) else world
+    network = _own_network(network, settings)
     config = _config(world, preset, settings)
     folder = choose_folder(run_dir, config, overwrite)
     run = Run(config, folder, factory, network, hooks, console)
@@ -116,6 +90,7 @@ def resume(
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds no run: give the folder that has config.yaml in it")
     old = load_config(folder / "config.yaml")
+    network = _own_network(network, settings)
     if total_steps is not None:
         settings["total_steps"] = total_steps
     config = merge(old, settings)
@@ -133,322 +108,6 @@ def resume(
     return run.go()
 
 
-class Run:
-    """One run: its parts, and what the loop asks for.
-
-    Attributes:
-        config: settings.
-        run_dir: its folder.
-        env: vector env that trains, wrapped.
-        policy: what is trained; on the learner's device.
-        learner: changes it.
-        buffer: the last rollout.
-        collector: fills the buffer.
-        shuffle: generator of minibatches.
-        state: what was counted so far.
-        logger: scalars.
-        result: the last evaluation; None before one.
-        stopped: why the run ended; "" while it goes on.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        run_dir: Path,
-        world: WorldFactory | None = None,
-        network: Any = None,
-        hooks: Any = None,
-        console: Mode = "auto",
-        snapshot: Snapshot | None = None,
-    ) -> None:
-        """Build the parts; from a snapshot, each continues where it stood."""
-        self.config = config
-        self.run_dir = run_dir
-        self.state = RunState() if snapshot is None else RunState.from_document(snapshot.state)
-        self.stopped = ""
-        self.result: EvalResult | None = None
-        self.learn_seconds = 0.0
-        self._world = world
-        self._hooks = _list(hooks)
-        self._eval_env: Any = None
-        self._saving = threading.RLock()
-        self._saved_step = -1 if snapshot is None else self.state.env_steps
-        self._marked_state: dict[str, Any] | None = None
-        self._marked_learner: dict[str, torch.Tensor] | None = None
-        self._health_before = dict(self.state.health)
-        self._session = (self.state.env_steps, self.state.seconds, time.perf_counter())
-        self.device = resolve(config.device)
-        seeds = np.random.SeedSequence(config.seed).generate_state(3)
-        self.env = make_worlds(config, world, run_dir, verbose=console != "off")
-        try:
-            layouts = self.env.obs_layout, self.env.action_layout
-            policy = build_policy(*layouts, config.network, int(seeds[0]), network)
-            self.policy: ActorCritic = policy.to(self.device)
-            self.config = config = settle(config, self.env, self.policy)
-            self._policy_document = describe(self.env, config, custom=network is not None)
-            mirrors = [hook.symmetry for hook in self._hooks if hasattr(hook, "symmetry")]
-            self.learner = PPO(self.policy, config.algo, config.total_steps, *mirrors[:1])
-            self.buffer = self._make_buffer()
-            noise = torch.Generator(self.device).manual_seed(int(seeds[1]))
-            self.shuffle = torch.Generator(self.device).manual_seed(int(seeds[2]))
-            self.collector = HostCollector(self.env, self.policy, self.buffer, noise)
-            self._threads_before = torch.get_num_threads()
-            self.signals = Signals(rescue=self._save_boundary)
-            if snapshot is None:
-                open_folder(run_dir, config)
-            else:
-                save_config(config, run_dir / "config.yaml")
-            self.logger = Logger(run_dir, config.total_steps, console)
-            if snapshot is None:
-                self.collector.start(
-                    *self.env.reset(seed=world_seeds(config.seed, self.env.num_envs))
-                )
-            else:
-                self._restore(snapshot)
-        except BaseException:
-            self.env.close()
-            raise
-
-    def _make_buffer(self) -> RolloutBuffer:
-        return RolloutBuffer(
-            self.config.algo.num_steps,
-            self.env.num_envs,
-            self.env.obs_layout,
-            self.env.action_layout,
-            self.device,
-            self.env.mask_size,
-            self.policy.state_shape,
-        )
-
-    def _restore(self, snapshot: Snapshot) -> None:
-        self.learner.load_state_dict(snapshot.learner)
-        self.shuffle.set_state(snapshot.shuffle)
-        self.logger.resume(self.state.env_steps)
-        cut_lines(self.run_dir / EVALUATIONS, self.state.env_steps)
-        if snapshot.worlds:
-            obs, info = self.env.restore(snapshot.worlds)
-            replayed = info["replayed"]
-        else:
-            seed = self.config.seed + self.state.env_steps
-            obs, info = self.env.reset(seed=world_seeds(seed, self.env.num_envs))
-            replayed = torch.zeros(self.env.num_envs, dtype=torch.bool)
-            self.env.health["unreplayed"] += self.env.num_envs
-        self.collector.start(obs, info)
-        self.collector.load_state(snapshot.collector, replayed)
-        missing = int((~torch.as_tensor(replayed)).sum())
-        if missing:
-            self.logger.note(
-                f"{missing} of {self.env.num_envs} worlds could not be replayed: they start new "
-                "episodes, and the run is not bit-equal to an uncut one"
-            )
-
-    # ------------------------------------------------------------------ from start to end
-    def go(self) -> Run:
-        """Train to the end, save, close, and return this run.
-
-        Raises:
-            SystemExit: a signal ended the run; it was saved at the last boundary.
-        """
-        torch.set_num_threads(self.config.torch_threads or 1)
-        try:
-            with self.signals:
-                try:
-                    learn(self)
-                except Interrupted as interrupted:
-                    self.stopped = str(interrupted)
-                    self._save_boundary()
-                except Exception:
-                    self._save_boundary()  # a world that fails for good must not cost the run
-                    raise
-                finally:
-                    self.close()
-        finally:
-            torch.set_num_threads(self._threads_before)
-        if self.signals.exit_code is not None:
-            raise SystemExit(self.signals.exit_code)
-        return self
-
-    def close(self) -> None:
-        """Close worlds and files; may be called twice."""
-        self.logger.close()
-        self.env.close()
-        if self._eval_env is not None:
-            self._eval_env.close()
-
-    def mark(self) -> None:
-        """Remember this boundary; cheap, because it is done in each iteration."""
-        _, seconds, started = self._session
-        self.state.seconds = seconds + time.perf_counter() - started
-        self.state.health = self.health
-        self.collector.mark()
-        self._marked_state = self.state.document()
-        self._marked_shuffle = self.shuffle.get_state()
-        slow = self.learn_seconds > SLOW_UPDATE
-        self._marked_learner = self.learner.state_dict() if slow else None
-
-    @property
-    def holds_learner(self) -> bool:
-        """True when the boundary includes a copy of the learner, so that an update may be cut."""
-        return self._marked_learner is not None
-
-    def find_reason_to_stop(self) -> bool:
-        """Say in `stopped` whether a limit is reached."""
-        config, state = self.config, self.state
-        if state.env_steps >= config.total_steps:
-            self.stopped = f"all {config.total_steps} steps are done"
-        elif config.time_limit is not None and state.seconds >= config.time_limit:
-            self.stopped = f"the time limit of {config.time_limit} s is reached"
-        return bool(self.stopped)
-
-    def finish(self) -> None:
-        """Evaluate and save the end of the run."""
-        if self.state.evaluated_at < self.state.env_steps:
-            self.evaluate()
-        if self.state.saved_at < self.state.env_steps:
-            self.save()
-        self.call_hooks("on_end")
-
-    def call_hooks(self, name: str, *values: Any) -> bool:
-        """Call a method of every hook that has it; True when one returned True."""
-        methods = [getattr(hook, name, None) for hook in self._hooks]
-        return any([method(self, *values) is True for method in methods if method is not None])
-
-    # ------------------------------------------------------------------ log
-    def log(self, stats: CollectStats, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Write an iteration's scalars; return them as floats."""
-        state = self.state
-        begin, seconds, _ = self._session
-        here = max(state.seconds - seconds, 1e-9)
-        scalars: dict[str, Any] = {}
-        if state.returns:
-            scalars["rollout/ep_rew_mean"] = sum(state.returns) / len(state.returns)
-            scalars["rollout/ep_len_mean"] = sum(state.lengths) / len(state.lengths)
-        if state.successes:
-            scalars["rollout/success_rate"] = sum(state.successes) / len(state.successes)
-        scalars |= metrics
-        scalars |= {f"env/{name}": value for name, value in stats.reward_terms.items()}
-        scalars |= {
-            "time/fps": (state.env_steps - begin) / here,
-            "time/iterations": state.updates,
-            "time/time_elapsed": state.seconds,
-            "time/total_timesteps": state.env_steps,
-            "time/episodes": state.episodes,
-            "perf/collect": stats.seconds,
-            "perf/idle": stats.idle,
-            "perf/policy": stats.policy,
-            "perf/transfer": stats.transfer,
-            "perf/learn": self.learn_seconds,
-            "perf/steps_per_second": stats.env_steps / (stats.seconds + self.learn_seconds),
-        }
-        scalars |= {f"health/{name}": count for name, count in self.health.items()}
-        return self.logger.write(scalars, state.env_steps)
-
-    @property
-    def health(self) -> dict[str, int]:
-        """Counts of what went wrong and was survived, since the run began."""
-        return {n: count + self._health_before.get(n, 0) for n, count in self.env.health.items()}
-
-    # ------------------------------------------------------------------ evaluate
-    def evaluation_due(self) -> bool:
-        """Whether `eval.every` steps have passed."""
-        return _passed(self.config.eval.every, self.state.evaluated_at, self.state.env_steps)
-
-    def evaluate(self) -> EvalResult:
-        """Score the policy on worlds of its own; keep it when it is the best so far."""
-        config, state = self.config, self.state
-        if self._eval_env is None:
-            self._eval_env = make_worlds(config, self._world, self.run_dir, evaluation=True)
-        with self.signals.interruptible():
-            result = evaluate(
-                self.policy,
-                self._eval_env,
-                config.eval.episodes,
-                deterministic=config.eval.deterministic,
-                seed=config.eval.seed,
-            )
-        self.result = result
-        state.evaluated_at, state.score = state.env_steps, result.mean
-        self.logger.write(result.metrics(), state.env_steps)
-        self._append_evaluation(result)
-        self.call_hooks("on_evaluation", result)
-        if config.eval.every:
-            self._offer(result.mean)
-        return result
-
-    def _append_evaluation(self, result: EvalResult) -> None:
-        line = {"step": self.state.env_steps, "time": round(time.time(), 3), **result.document()}
-        try:
-            with open(self.run_dir / EVALUATIONS, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            self.logger.note(f"warning: {EVALUATIONS} was not written: {error.strerror or error}")
-
-    def _offer(self, score: float) -> None:
-        """Save this boundary as the best when its score is."""
-        best = self.state.best_score
-        if best is None or score > best:
-            self.state.best_score = score
-            self.save(is_best=True)
-
-    # ------------------------------------------------------------------ save
-    def save_due(self) -> bool:
-        """Whether `checkpoint.every` steps have passed."""
-        return _passed(self.config.checkpoint.every, self.state.saved_at, self.state.env_steps)
-
-    def save(self, is_best: bool = False) -> None:
-        """Save this boundary. A disk that refuses is reported; the next save tries again."""
-        state = self.state
-        state.saved_at = state.env_steps
-        if not self.config.eval.every and state.returns:  # no evaluations: training returns decide
-            score = sum(state.returns) / len(state.returns)
-            is_best = state.best_score is None or score > state.best_score
-            state.best_score = score if is_best else state.best_score
-        self._marked_state = state.document()
-        with self._saving:
-            self._write(self.env.snapshot(at_mark=True), is_best)
-
-    def _save_boundary(self) -> None:
-        """Save the last boundary from wherever the run stands now, if it can still be described."""
-        marked = self._marked_state
-        with self._saving:
-            if marked is None or marked["env_steps"] == self._saved_step:
-                return
-            if self.state.updates != marked["updates"] or (
-                self.state.env_steps != marked["env_steps"] and not self.holds_learner
-            ):
-                return  # an update broke off half way: the checkpoint before stays the newest
-            marked["saved_at"] = marked["env_steps"]
-            try:
-                worlds = self.env.snapshot(at_mark=True, timeout=SNAPSHOT_SECONDS)
-            except Exception as error:
-                worlds = {}
-                self.logger.note(f"the worlds' state could not be saved: {error}")
-            self._write(worlds, is_best=False)
-
-    def _write(self, worlds: dict[str, np.ndarray], is_best: bool) -> None:
-        assert self._marked_state is not None
-        step = self._marked_state["env_steps"]
-        learner = self._marked_learner or self.learner.state_dict()
-        snapshot = Snapshot(
-            state=self._marked_state,
-            learner=learner,
-            collector=self.collector.state(),
-            shuffle=self._marked_shuffle,
-            worlds=worlds,
-            policy=self._policy_document,
-        )
-        tensors, documents = snapshot.to_files()
-        try:
-            saved = checkpoints.save(
-                self.run_dir, step, tensors, documents, keep=self.config.checkpoint.keep
-            )
-            self._saved_step = step
-            if is_best and self.state.best_score is not None:
-                checkpoints.mark_best(saved, self.state.best_score)
-        except CheckpointError as error:
-            self.logger.note(f"warning: {error}; training goes on and tries again")
-
-
 def _config(
     world: str | WorldFactory | TrainConfig, preset: str | None, settings: dict[str, Any]
 ) -> TrainConfig:
@@ -462,12 +121,9 @@ def _config(
     return merge(config, settings)
 
 
-def _list(hooks: Any) -> list[Any]:
-    if hooks is None:
-        return []
-    return list(hooks) if isinstance(hooks, list | tuple) else [hooks]
-
-
-def _passed(every: int, before: int, now: int) -> bool:
-    """Whether a multiple of `every` lies after `before` and up to `now`; never when 0."""
-    return every > 0 and now // every > before // every
+def _own_network(network: Any, settings: dict[str, Any]) -> Any:
+    """Move settings of the network to the other settings; what remains is the user's own one."""
+    if isinstance(network, Mapping | NetworkConfig):
+        settings["network"] = network
+        return None
+    return network
