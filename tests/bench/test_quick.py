@@ -28,6 +28,11 @@ def test_ppo_update(capsys):
         assert case["ratio"] == pytest.approx(case["value"] / case["baseline"])
 
 
+def test_vector(capsys):
+    outcome = run_quick(capsys, "vector")
+    assert [case["goal"]["bound"] for case in outcome["cases"]] == [0.9, 5.0]
+
+
 def test_memory(capsys):
     outcome = run_quick(capsys, "memory")
     assert outcome["cases"][0]["unit"] == "MB per million steps"
