@@ -1,0 +1,190 @@
+"""SIGINT and SIGTERM: real signals to real processes, mid-rollout, with worlds that hang."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import rlgym
+from rlgym.training import checkpoint
+from rlgym.training.signals import Interrupted, Signals
+from tests.training.runs import SMALL, digest, scalars, train
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+
+SCRIPT = """
+import json, sys
+import rlgym
+from tests.training.runs import train
+request = json.loads(sys.argv[1])
+world, settings, resume = request["world"], request["settings"], request["resume"]
+if resume:
+    rlgym.resume(request["folder"], console="off")
+else:
+    if ":" in world and "/" not in world:
+        from tests.training.signal_worlds import Hanging as world
+    train(world, request["folder"], **settings)
+"""
+HANGING = "signal_worlds:Hanging"
+
+
+def start(world, folder, resume=False, **settings):
+    """Train in a process of its own."""
+    request = {"world": world, "folder": str(folder), "settings": settings, "resume": resume}
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, json.dumps(request)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def wait_for_lines(folder, count, process, seconds=60):
+    """Wait until a run has logged `count` iterations."""
+    end = time.monotonic() + seconds
+    path = folder / "metrics.jsonl"
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise AssertionError(process.stderr.read())
+        if path.is_file() and path.read_text().count("\n") >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{folder} did not reach {count} iterations")
+
+
+def finish(process, seconds=10.0):
+    """Wait for the end, at most as long as we promise; the exit code."""
+    begin = time.monotonic()
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"still running after {seconds} s") from None
+    return process.returncode, time.monotonic() - begin
+
+
+SLOW_ROLLOUTS = {"env": {"step_seconds": 0.001}, "total_steps": 960, "eval": {"every": 0}}
+
+
+@pytest.mark.parametrize("backend", ["sync", pytest.param("process", marks=pytest.mark.slow)])
+def test_run_cut_by_sigterm_mid_rollout_ends_as_the_uncut_one(backend, tmp_path):
+    world = "rlgym.envs.toy:rlgym/Counter-v0"
+    settings = {**SLOW_ROLLOUTS, "backend": backend, "algo": {**SMALL["algo"], "num_steps": 48}}
+    whole = train(world, tmp_path / "whole", **{**settings, "env": {}})
+    folder = tmp_path / "cut"
+    process = start(world, folder, **settings)
+    wait_for_lines(folder, 2, process)
+    time.sleep(0.1)  # a rollout takes 0.2 s
+    process.send_signal(signal.SIGTERM)
+    code, _ = finish(process)
+    assert code == 143
+    saved = checkpoint.newest(folder)
+    assert 0 < saved.step < 960
+    assert len([line for line in scalars(folder) if "train/loss" in line]) == saved.step // 192
+    run = rlgym.resume(folder, console="off")
+    assert run.health["unreplayed"] == 0
+    assert digest(run) == digest(whole)
+    assert scalars(folder) == scalars(tmp_path / "whole")
+
+
+def test_ctrl_c_says_what_it_does_and_exits_with_130(tmp_path):
+    process = start("CartPole-v1", tmp_path, total_steps=10**7, backend="sync")
+    wait_for_lines(tmp_path, 3, process)
+    process.send_signal(signal.SIGINT)
+    code, _ = finish(process)
+    assert code == 130
+    said = process.stderr.read()
+    assert said.count("SIGINT") == 1 and "Traceback" not in said
+    saved = checkpoint.newest(tmp_path)
+    assert saved.step == scalars(tmp_path)[-1]["step"]
+
+
+@pytest.mark.parametrize("how", ["sleep", "c", "swallow"])
+def test_stuck_world_does_not_keep_the_run_from_saving(how, tmp_path):
+    settings = {"env": {"how": how, "at_step": 60}, "total_steps": 10**6, "eval": {"every": 0}}
+    process = start(HANGING, tmp_path, backend="sync", **settings)
+    wait_for_lines(tmp_path, 2, process)  # 24 steps each; the third rollout hangs
+    time.sleep(1.0)
+    process.send_signal(signal.SIGTERM)
+    code, seconds = finish(process)
+    assert code == 143
+    assert how != "sleep" or seconds < 4
+    assert checkpoint.newest(tmp_path).step == 192
+
+
+def test_stuck_worker_process_does_not_keep_the_run_from_saving(tmp_path):
+    settings = {"env": {"how": "c", "at_step": 60}, "total_steps": 10**6, "eval": {"every": 0}}
+    process = start(HANGING, tmp_path, backend="process", num_workers=2, **settings)
+    wait_for_lines(tmp_path, 2, process)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    code, _ = finish(process)
+    assert code == 130
+    assert checkpoint.newest(tmp_path).step == 192
+
+
+def test_second_signal_exits_at_once(tmp_path):
+    settings = {"env": {"how": "c", "at_step": 60}, "total_steps": 10**6, "eval": {"every": 0}}
+    process = start(HANGING, tmp_path, backend="sync", **settings)
+    wait_for_lines(tmp_path, 2, process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    code, seconds = finish(process)
+    assert code == 130 and seconds < 2
+
+
+# ---------------------------------------------------------------------- in this process
+
+
+def test_handlers_are_restored():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Signals(lambda: None) as signals:
+        assert signal.getsignal(signal.SIGTERM) not in before
+        assert signals.exit_code is None
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_signal_outside_interruptible_work_waits_for_it():
+    done = []
+    with Signals(lambda: None) as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append("the update went on")
+        with pytest.raises(Interrupted), signals.interruptible():
+            done.append("never")
+    assert done == ["the update went on"]
+    assert signals.exit_code == 143
+
+
+def test_signal_inside_interruptible_work_breaks_it_off():
+    with (
+        Signals(lambda: None) as signals,
+        pytest.raises(Interrupted, match="SIGINT"),
+        signals.interruptible(),
+    ):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert signals.exit_code == 130
+
+
+def test_outside_the_main_thread_nothing_is_installed():
+    import threading
+
+    seen = []
+
+    def work():
+        before = signal.getsignal(signal.SIGINT)
+        with Signals(lambda: None) as signals, signals.interruptible():
+            seen.append(signal.getsignal(signal.SIGINT) is before)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [True]
