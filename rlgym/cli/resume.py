@@ -39,11 +39,6 @@ def run(argv: list[str]) -> int:
     changes = {name: value for name, value in changes.items() if value is not None}
     from rlgym.training.run import resume
 
-    resume(
-        wanted.run,
-        wanted.total_steps,
-        hooks=Progress(wanted.console),
-        console=wanted.console,
-        **changes,
-    )
+    with Progress(wanted.console) as progress:
+        resume(wanted.run, wanted.total_steps, hooks=progress, console=wanted.console, **changes)
     return 0

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -62,24 +63,35 @@ def run(argv: list[str]) -> int:
         print(notice, file=sys.stderr)
     from rlgym.training.run import train  # PyTorch: not for --help
 
-    train(
-        config,
-        run_dir=shell.run_dir,
-        overwrite=shell.overwrite,
-        console=shell.console,
-        hooks=Progress(shell.console),
-    )
+    with Progress(shell.console) as progress:
+        train(
+            config,
+            run_dir=shell.run_dir,
+            overwrite=shell.overwrite,
+            console=shell.console,
+            hooks=progress,
+        )
     return 0
 
 
 class Progress:
-    """Says where a run is when it starts, and what came of it when it ends."""
+    """Hooks that say where a run is when it starts, and what came of it when it ends."""
 
     def __init__(self, console: str) -> None:
         self.quiet = console == "off"
+        self.folder: Path | None = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: Any, error: object, trace: Any) -> None:
+        """After a signal or a fault, say how to go on."""
+        if kind is not None and self.folder is not None and (self.folder / "latest.json").exists():
+            print(f"rlgym resume {self.folder} goes on from what was saved", file=sys.stderr)
 
     def on_start(self, run: Any) -> None:
         """Name the folder, so that a second terminal can look into it."""
+        self.folder = run.run_dir
         if not self.quiet:
             print(f"{run.config.env_id} into {run.run_dir}", file=sys.stderr)
 

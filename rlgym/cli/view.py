@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +11,7 @@ import numpy as np
 
 from rlgym.cli.runs import is_run, read_run
 from rlgym.config import TrainConfig
-from rlgym.errors import MissingExtraError, UserError, WorldError
+from rlgym.errors import ConfigError, MissingExtraError, UserError, WorldError
 
 if TYPE_CHECKING:
     from rlgym.spaces import Leaf
@@ -75,7 +76,15 @@ def watch(
         env={**config.env, "render_mode": render_mode},
         **{"num_envs": 1, "num_groups": 1, "backend": "sync", "seed": seed},
     )
-    env = make_worlds(config, None, ".", evaluation=True)
+    with warnings.catch_warnings():
+        # Gymnasium warns where a world does not know the render mode; Frame.image says it in a line
+        warnings.filterwarnings("ignore", message=".*render_mode")
+        try:
+            env = make_worlds(config, None, ".", evaluation=True)
+        except ConfigError as error:
+            if "render_mode" not in str(error):
+                raise
+            raise WorldError(f"{config.env_id} draws no pictures: it has no render_mode") from None
     try:
         act, begin = _actor(target, who, which, env, seed)
         with _explained(env):

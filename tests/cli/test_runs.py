@@ -1,0 +1,208 @@
+"""The verbs on a real run, trained once by a real process."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+
+from rlgym.cli.main import main
+from rlgym.training.logging import read_metrics, unknown_names
+
+SMALL = (
+    *("--preset", "none", "--num-envs", "4", "--backend", "sync", "--algo.num-steps", "32"),
+    *("--algo.minibatch-size", "64", "--algo.epochs", "1", "--eval.episodes", "2"),
+    *("--checkpoint.every", "256", "--network.hidden", "16"),
+)
+
+
+def rlgym(*words, **kwargs):
+    command = [sys.executable, "-m", "rlgym", *words]
+    kwargs = {"capture_output": True, "text": True, "timeout": 100, **kwargs}
+    return subprocess.run(command, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return the folder of a run of 1,024 steps and what its process printed."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    done = rlgym("train", "CartPole-v1", *SMALL, "--total-steps", "1024", "--run-dir", str(folder))
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """Return a copy of the run's folder to work on."""
+    return str(shutil.copytree(trained[0], tmp_path / "run"))
+
+
+def test_training_says_where_it_is_and_what_came_of_it(trained):
+    folder, done = trained
+    assert f"CartPole-v1 into {folder}" in done.stderr
+    assert "100% 1,024/1,024 steps | return" in done.stdout
+    assert "\x1b" not in done.stdout, "no terminal, no escape codes"
+    assert "all 1024 steps are done; return " in done.stdout
+    assert f"rlgym eval {folder}" in done.stdout
+    assert {"config.yaml", "system.json", "metrics.jsonl", "latest.json", "checkpoints"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
+def test_training_writes_only_names_that_are_listed(trained):
+    lines = read_metrics(trained[0])
+    names = {name for line in lines for name in line} - {"step", "time"}
+    assert unknown_names(names) == []
+    assert {"rollout/ep_rew_mean", "train/approx_kl", "time/fps", "eval/mean_reward"} <= names
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(steps) and steps[-1] == 1024, "the x axis is environment steps"
+
+
+def test_a_run_is_not_replaced_unasked(run, capsys):
+    words = ["train", "CartPole-v1", *SMALL, "--total-steps", "128", "--run-dir", run]
+    assert main(words) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main([*words, "--overwrite", "--console", "off"]) == 0
+    assert read_metrics(run)[-1]["step"] == 128
+    assert capsys.readouterr().out == ""
+
+
+def test_eval_prints_a_score_or_one_json_object(run, capsys):
+    assert main(["eval", run, "--episodes", "3"]) == 0
+    assert re.match(
+        r"CartPole-v1, 3 episodes with the policy of step [\d,]+: return \d+\.\d\d ± ",
+        capsys.readouterr().out,
+    )
+    scores = []
+    for _ in range(2):
+        assert main(["eval", run, "--episodes", "3", "--json", "--which", "last"]) == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0] == scores[1], "the same episodes each time"
+    assert scores[0]["step"] == 1024 and len(scores[0]["returns"]) == 3
+    assert scores[0]["mean"] == pytest.approx(sum(scores[0]["returns"]) / 3)
+
+
+def test_eval_of_a_damaged_run_reports_and_uses_the_one_before(run, capsys):
+    path = f"{run}/checkpoints/step-000001024/model.safetensors"
+    with open(path, "r+b") as file:
+        file.truncate(100)
+    assert main(["eval", run, "--episodes", "1", "--json", "--which", "last"]) == 0
+    shown = capsys.readouterr()
+    assert "model.safetensors has 100 bytes" in shown.err and "using step-000000" in shown.err
+    assert json.loads(shown.out)["step"] < 1024
+
+
+def test_resume_goes_on_to_a_new_end(run, capsys):
+    assert main(["resume", run]) == 2
+    assert "is at its end" in capsys.readouterr().err
+    assert main(["resume", run, "--total-steps", "1280"]) == 0
+    assert "all 1280 steps are done" in capsys.readouterr().out
+    steps = [line["step"] for line in read_metrics(run)]
+    assert steps == sorted(steps) and steps[-1] == 1280
+
+
+def test_record_films_without_a_display(run, capsys, monkeypatch):
+    imageio = pytest.importorskip("imageio.v2")
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    assert main(["record", run]) == 0
+    shown = capsys.readouterr().out
+    frames = int(re.search(r"trained-best\.mp4: (\d+) frames", shown)[1])
+    with imageio.get_reader(f"{run}/trained-best.mp4") as film:
+        pictures = [picture for picture in film]
+    assert len(pictures) == frames
+    assert pictures[0].shape == (400, 600, 3) and pictures[0].std() > 1, "something is drawn"
+    assert main(["record", "CartPole-v1", "--policy", "zero", "--out", f"{run}/z.gif"]) == 0
+    words = ["record", "CartPole-v1", "--policy", "random", "--max-steps", "3"]
+    assert main([*words, "--out", f"{run}/r.gif"]) == 0
+    with imageio.get_reader(f"{run}/r.gif") as film:
+        assert 2 <= len(film) <= 3, "pillow joins frames that are equal"
+    assert not [name for name in os.listdir(run) if ".part" in name]
+
+
+def test_record_names_the_extra_that_it_misses(run, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio.v2", None)
+    assert main(["record", run]) == 2
+    assert 'pip install "rlgym-lab[video]"' in capsys.readouterr().err
+
+
+def test_record_of_a_world_that_cannot_draw(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["record", "rlgym/Counter-v0", "--policy", "zero"]) == 2
+    assert "draws no pictures" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_play_needs_a_display_and_says_what_does_not(run, capsys, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert main(["play", run]) == 2
+    assert f"rlgym record {run} makes a film instead" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs SDL's dummy display")
+@pytest.mark.parametrize("policy", ["trained", "zero", "random"])
+def test_play_shows_episodes(run, capsys, monkeypatch, policy):
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    target = run if policy == "trained" else "CartPole-v1"
+    assert main(["play", target, "--policy", policy, "--episodes", "1"]) == 0
+    assert re.fullmatch(r"episode 1: return \d+\.00\n", capsys.readouterr().out)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo-terminal")
+def test_a_terminal_gets_the_live_panel_and_is_left_whole(run):
+    parent, child = os.openpty()
+    command = [sys.executable, "-m", "rlgym", "resume", run, "--total-steps", "1280"]
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("CI", None)
+    with subprocess.Popen(command, stdout=child, stderr=child, env=environment) as process:
+        os.close(child)
+        shown = b""
+        while True:
+            try:
+                part = os.read(parent, 65536)
+            except OSError:  # Linux reports the end of a pseudo-terminal as an error
+                break
+            if not part:
+                break
+            shown += part
+    os.close(parent)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "1,280/1,280 steps" in text and "approx. KL" in text
+    assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") >= 1, "the cursor is back"
+    assert text.rstrip().endswith(f"tensorboard --logdir {os.path.dirname(run)}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
+    folder = tmp_path / "run"
+    words = ("train", "CartPole-v1", *SMALL, "--total-steps", "100000000")
+    command = [sys.executable, "-m", "rlgym", *words, "--run-dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        deadline = time.monotonic() + 60
+        while not (folder / "latest.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        shown = process.stdout.read().decode()
+    assert time.monotonic() - started < 10
+    assert process.returncode == 130, shown
+    assert "Traceback" not in shown
+    assert shown.rstrip().endswith(f"rlgym resume {folder} goes on from what was saved")
+    saved = json.loads((folder / "latest.json").read_text())["step"]
+    done = rlgym("resume", str(folder), "--total-steps", str(saved + 256))
+    assert done.returncode == 0, done.stderr
+    steps = [line["step"] for line in read_metrics(folder)]
+    assert steps == sorted(steps)
+    assert steps[-1] >= saved + 256
