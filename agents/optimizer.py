@@ -59,7 +59,6 @@ class FlatAdam:
         """Take gradients that autograd gave, in the order of `parameters`."""
         torch.cat([grad.reshape(-1) for grad in grads], out=self.grad)
 
-    @torch.no_grad()
     def step(self, max_norm: float, hold: Tensor | None = None) -> Tensor:
         """Clip the gradient's global norm to `max_norm` and take one step.
 

@@ -33,16 +33,8 @@ import torch
 from torch import Tensor, nn
 
 from rlgym.agents.distributions import make_distribution
-from rlgym.agents.networks import (
-    ACTOR_GAIN,
-    CRITIC_GAIN,
-    Encoder,
-    Inputs,
-    Memory,
-    Preparation,
-    Towers,
-    orthogonal,
-)
+from rlgym.agents.networks import Encoder, Inputs, Memory, Preparation, orthogonal
+from rlgym.agents.towers import ACTOR_GAIN, CRITIC_GAIN, Towers
 from rlgym.config import NetworkConfig
 from rlgym.errors import UserError
 from rlgym.spaces import Layout, Tree

@@ -4,21 +4,30 @@ One update evaluates the rollout with the policy that made it, estimates advanta
 clipped steps on minibatches. Nothing is read back from the device on the way, except once per
 epoch when `target_kl` may stop the epochs early; metrics stay tensors.
 
-The gradient of the loss with respect to log-probabilities, entropies and values is a short formula
-(`log_prob_gradient`, `value_gradient`), so autograd is only asked for what comes before them, and
-not even for that when the policy is two towers on vectors: there the whole backward pass is
-written out, and a minibatch costs a third. The losses themselves are here too: they are what is
-reported, and what the tests compare the formulas with.
+The gradient of the loss with respect to log-probabilities and values is a short formula (see
+`losses`), so autograd is only asked for what comes before them, and not even for that when the
+policy is two towers on vectors: there the whole backward pass is written out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlgym.agents.losses import (
+    approximate_kl,
+    explained_variance,
+    log_prob_gradient,
+    policy_loss,
+    standardize,
+    value_gradient,
+    value_loss,
+    weighted_mean,
+)
 from rlgym.agents.optimizer import FlatAdam
 from rlgym.agents.policy import ActorCritic
 from rlgym.config import PPOConfig
@@ -32,106 +41,6 @@ LEARNING_RATE_RANGE = (1e-5, 1e-2)
 
 Symmetry = Callable[[Any, Any], tuple[Any, Any]]
 """`symmetry(obs, actions) -> (obs, actions)` mirrors batches of each; either may be None."""
-
-
-# ------------------------------------------------------------------------------------- losses
-
-
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Sum of values times weights over the sum of weights; 0 when nothing has weight."""
-    return (values * weights).sum() / weights.sum().clamp(min=1e-8)
-
-
-def policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, weights: Tensor, clip: float
-) -> Tensor:
-    """Clipped surrogate, negated (PPO, equation 7); everything (B,)."""
-    ratio = torch.exp(log_probs - old_log_probs)
-    clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
-    return -weighted_mean(torch.min(ratio * advantages, clipped * advantages), weights)
-
-
-def value_loss(
-    values: Tensor,
-    old_values: Tensor,
-    returns: Tensor,
-    weights: Tensor,
-    clip: float | None = None,
-) -> Tensor:
-    """Squared error; with `clip`, the larger of it and that of the clipped value.
-
-    The clipped form is OpenAI baselines' (ppo2/model.py): a value that moved further than `clip`
-    from the rollout's gains nothing more from it.
-    """
-    error = (values - returns).square()
-    if clip is not None:
-        near = old_values + (values - old_values).clamp(-clip, clip)
-        error = torch.max(error, (near - returns).square())
-    return weighted_mean(error, weights)
-
-
-def approximate_kl(log_probs: Tensor, old_log_probs: Tensor, weights: Tensor) -> Tensor:
-    """E[(r - 1) - log r], never negative (Schulman 2020, joschu.net/blog/kl-approx.html)."""
-    log_ratio = log_probs - old_log_probs
-    return weighted_mean(torch.expm1(log_ratio) - log_ratio, weights)
-
-
-def explained_variance(values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns); NaN when the returns do not vary."""
-
-    def variance(x: Tensor) -> Tensor:
-        return weighted_mean((x - weighted_mean(x, weights)).square(), weights)
-
-    spread = variance(returns)
-    return torch.where(spread > 0, 1.0 - variance(returns - values) / spread, torch.nan)
-
-
-def standardize(advantages: Tensor, weights: Tensor) -> Tensor:
-    """Zero mean and unit (unbiased) deviation over each row's weighted entries; both (k, m)."""
-    count = weights.sum(1, keepdim=True)
-    mean = (advantages * weights).sum(1, keepdim=True) / count.clamp(min=1.0)
-    centred = advantages - mean
-    variance = (centred.square() * weights).sum(1, keepdim=True) / (count - 1.0).clamp(min=1.0)
-    return centred / (variance.sqrt() + 1e-8)
-
-
-def log_prob_gradient(
-    log_probs: Tensor, old_log_probs: Tensor, slope: Tensor, sign: Tensor, limit: Tensor
-) -> Tensor:
-    """Gradient of `policy_loss` with respect to `log_probs`.
-
-    It is slope * ratio, and zero where clipping won: where the ratio has passed 1 + clip with a
-    positive advantage, or 1 - clip with a negative one. With sign = sign(advantage) both cases
-    read sign * ratio > limit = sign + clip.
-
-    Args:
-        log_probs: (B,).
-        old_log_probs: (B,).
-        slope: (B,) -advantage * weight / sum of weights.
-        sign: (B,) the advantage's sign.
-        limit: (B,) sign + clip.
-    """
-    ratio = (log_probs - old_log_probs).exp_()
-    free = sign * ratio <= limit
-    return ratio.mul_(slope).mul_(free)
-
-
-def value_gradient(
-    values: Tensor,
-    old_values: Tensor,
-    returns: Tensor,
-    slope: Tensor,
-    clip: float | None,
-) -> Tensor:
-    """Gradient of `value_loss` with respect to `values`; slope (B,) = 2 * weight / sum of them."""
-    error = values - returns
-    if clip is not None:
-        near = old_values + (values - old_values).clamp(-clip, clip) - returns
-        error = torch.where(error.square() >= near.square(), error, 0.0)
-    return error * slope
-
-
-# ------------------------------------------------------------------------------------ learner
 
 
 class PPO:
@@ -170,6 +79,7 @@ class PPO:
         self.clip = cfg.clip
         self.hand_written = policy.is_plain() and self.symmetry is None
 
+    @torch.no_grad()
     def update(self, buffer: Any, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
         """Improve the policy from one rollout.
 
@@ -224,7 +134,6 @@ class PPO:
             self.optimizer.learning_rate.fill_(cfg.learning_rate * left)
         self.clip = cfg.clip * left if cfg.clip_schedule == "linear" else cfg.clip
 
-    @torch.no_grad()
     def _rows(self, buffer: Any) -> tuple[dict[str, Any], Tensor]:
         """Everything that minibatches are cut from, and the rollout policy's entropy.
 
@@ -254,7 +163,6 @@ class PPO:
         if self.symmetry is not None:
             mirrored, _ = self.symmetry(buffer.obs, None)
             rows["mirrored"] = policy.preparation(mirrored)
-            rows["obs"] = _flat(buffer.obs)
         if policy.memory is not None:
             rows = _map(lambda x: x.view(steps, num_envs, *x.shape[1:]).transpose(0, 1), rows)
             rows["start"] = start.transpose(0, 1)
@@ -304,11 +212,9 @@ class PPO:
     def _cut(
         self, shuffled: dict[str, Any], late: dict[str, Any], order: Tensor, size: int
     ) -> Iterator[dict[str, Any]]:
-        for begin in range(0, len(order), size):
-            end = begin + size
-            batch = _map(lambda x: x[begin:end], shuffled)  # noqa: B023 - used at once
+        for batch, chosen in zip(_pieces(shuffled, size), order.split(size), strict=False):
             for name, values in late.items():
-                batch[name] = _map(lambda x: x.index_select(0, order[begin:end]), values)  # noqa: B023
+                batch[name] = _map(lambda x: x.index_select(0, chosen), values)  # noqa: B023
             yield batch
 
     def _is_heavy(self) -> bool:
@@ -394,7 +300,6 @@ class PPO:
             return self._written_out(batch)
         return self._by_autograd(batch)
 
-    @torch.no_grad()
     def _written_out(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         inputs, distribution = batch["inputs"], self.policy.distribution
         x = inputs["vector"]
@@ -552,6 +457,14 @@ def _map(fn: Callable[[Tensor], Tensor], tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _map(fn, part) for key, part in tree.items()}
     return None if tree is None else fn(tree)
+
+
+def _pieces(tree: Any, size: int) -> Iterable[Any]:
+    """Cut every tensor of nested dicts along its first axis; views."""
+    if isinstance(tree, dict):
+        parts = [_pieces(part, size) for part in tree.values()]
+        return (dict(zip(tree, piece, strict=True)) for piece in zip(*parts, strict=False))
+    return repeat(None) if tree is None else tree.split(size)
 
 
 def _all_boxes(policy: ActorCritic) -> bool:

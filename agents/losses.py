@@ -1,0 +1,104 @@
+"""PPO's losses as pure functions of a batch, and the gradients that follow from them.
+
+Everything is (B,). `weights` are 1 where a row counts and 0 where it does not (an inactive slot, a
+row that fills up the last minibatch); every mean divides by their sum.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Sum of values times weights over the sum of weights; 0 when nothing has weight."""
+    return (values * weights).sum() / weights.sum().clamp(min=1e-8)
+
+
+def policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, weights: Tensor, clip: float
+) -> Tensor:
+    """Clipped surrogate, negated (PPO, equation 7); everything (B,)."""
+    ratio = torch.exp(log_probs - old_log_probs)
+    clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
+    return -weighted_mean(torch.min(ratio * advantages, clipped * advantages), weights)
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    weights: Tensor,
+    clip: float | None = None,
+) -> Tensor:
+    """Squared error; with `clip`, the larger of it and that of the clipped value.
+
+    The clipped form is OpenAI baselines' (ppo2/model.py): a value that moved further than `clip`
+    from the rollout's gains nothing more from it.
+    """
+    error = (values - returns).square()
+    if clip is not None:
+        near = old_values + (values - old_values).clamp(-clip, clip)
+        error = torch.max(error, (near - returns).square())
+    return weighted_mean(error, weights)
+
+
+def approximate_kl(log_probs: Tensor, old_log_probs: Tensor, weights: Tensor) -> Tensor:
+    """E[(r - 1) - log r], never negative (Schulman 2020, joschu.net/blog/kl-approx.html)."""
+    log_ratio = log_probs - old_log_probs
+    return weighted_mean(torch.expm1(log_ratio) - log_ratio, weights)
+
+
+def explained_variance(values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns); NaN when the returns do not vary."""
+
+    def variance(x: Tensor) -> Tensor:
+        return weighted_mean((x - weighted_mean(x, weights)).square(), weights)
+
+    spread = variance(returns)
+    return torch.where(spread > 0, 1.0 - variance(returns - values) / spread, torch.nan)
+
+
+def standardize(advantages: Tensor, weights: Tensor) -> Tensor:
+    """Zero mean and unit (unbiased) deviation over each row's weighted entries; both (k, m)."""
+    count = weights.sum(1, keepdim=True)
+    mean = (advantages * weights).sum(1, keepdim=True) / count.clamp(min=1.0)
+    centred = advantages - mean
+    variance = (centred.square() * weights).sum(1, keepdim=True) / (count - 1.0).clamp(min=1.0)
+    return centred / (variance.sqrt() + 1e-8)
+
+
+def log_prob_gradient(
+    log_probs: Tensor, old_log_probs: Tensor, slope: Tensor, sign: Tensor, limit: Tensor
+) -> Tensor:
+    """Gradient of `policy_loss` with respect to `log_probs`.
+
+    It is slope * ratio, and zero where clipping won: where the ratio has passed 1 + clip with a
+    positive advantage, or 1 - clip with a negative one. With sign = sign(advantage) both cases
+    read sign * ratio > limit = sign + clip.
+
+    Args:
+        log_probs: (B,).
+        old_log_probs: (B,).
+        slope: (B,) -advantage * weight / sum of weights.
+        sign: (B,) the advantage's sign.
+        limit: (B,) sign + clip.
+    """
+    ratio = (log_probs - old_log_probs).exp_()
+    free = sign * ratio <= limit
+    return ratio.mul_(slope).mul_(free)
+
+
+def value_gradient(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    slope: Tensor,
+    clip: float | None,
+) -> Tensor:
+    """Gradient of `value_loss` with respect to `values`; slope (B,) = 2 * weight / sum of them."""
+    error = values - returns
+    if clip is not None:
+        near = old_values + (values - old_values).clamp(-clip, clip) - returns
+        error = torch.where(error.square() >= near.square(), error, 0.0)
+    return error * slope
