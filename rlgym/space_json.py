@@ -101,11 +101,16 @@ def _multi_discrete(document: Mapping[str, Any]) -> gymnasium.Space:
     return spaces.MultiDiscrete(nvec, dtype=np.dtype(document["dtype"]).type, start=start)
 
 
+def _multi_binary(document: Mapping[str, Any]) -> gymnasium.Space:
+    shape = _shape(document)
+    return spaces.MultiBinary(shape[0] if len(shape) == 1 else list(shape))
+
+
 _BUILDERS: dict[str, Callable[[Mapping[str, Any]], gymnasium.Space]] = {
     "Box": _box,
     "Discrete": lambda d: spaces.Discrete(int(d["n"]), start=int(d["start"])),
     "MultiDiscrete": _multi_discrete,
-    "MultiBinary": lambda d: spaces.MultiBinary(list(_shape(d))),
+    "MultiBinary": _multi_binary,
     "Dict": lambda d: spaces.Dict([(str(key), space_from_json(part)) for key, part in d["spaces"]]),
     "Tuple": lambda d: spaces.Tuple([space_from_json(part) for part in d["spaces"]]),
 }
