@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": FOUNDATION | {"agents", "registry", "rollout", "vector"},
     "export": FOUNDATION | {"agents"},
     "deploy": set(),  # also a distribution of its own, on a robot without torch
-    "interop": FOUNDATION | {"agents", "registry", "rollout", "vector"},
+    "interop": FOUNDATION | {"agents", "envs", "registry", "rollout", "vector"},
     "__init__": {"registry", "training"},
     "__main__": {"cli"},
 }

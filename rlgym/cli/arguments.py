@@ -52,7 +52,8 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str, words: Sequence[s
         raise UserError(f"unexpected '{given[len(words)]}': see {prog} --help")
     values = dict(zip(words, given, strict=False))
     for item in dataclasses.fields(cast(Any, kind)):
-        if item.default is dataclasses.MISSING and item.name not in values:
+        required = item.default is item.default_factory is dataclasses.MISSING
+        if required and item.name not in values:
             raise UserError(f"{item.name.upper()} is missing: see {prog} --help")
     return change(kind(**values), flags, {}, spell)
 

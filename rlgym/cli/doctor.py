@@ -1,0 +1,289 @@
+"""`rlgym doctor`: look at this machine, at a world, at a run, or at a dump of the NaN guard."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+import rlgym
+from rlgym.cli.arguments import parse
+from rlgym.cli.diagnosis import advice, diagnose, read_metrics, series, shares
+from rlgym.cli.runs import is_run
+from rlgym.errors import UserError, WorldError
+from rlgym.vector.trial import Finding
+
+DISTRIBUTION = "rlgym-lab"
+COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Check a world (its id), a run (its folder), a NaN dump (its file), or this machine.
+
+    A world is stepped at random in a process of its own; what it does wrong is told with the fix.
+    The exit status is 1 when something must be corrected.
+    """
+
+    target: Positional[str] = ""
+    """World id ("module:id" imports a module), run folder or dump; nothing: this machine."""
+    env: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the world, as YAML: --env "{length: 3}"."""
+    steps: int = 200
+    """Steps of the longest test of a world."""
+    seed: int = 0
+    """Seed of the world and of the actions."""
+    timeout: float = 60.0
+    """Seconds after which a world that gives no answer counts as hanging."""
+    trust: bool = False
+    """Let a dump import the module that it names."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+
+def run(argv: list[str]) -> int:
+    """Look at the target."""
+    options = parse(Options, argv, "rlgym doctor", ("target",))
+    if not options.target:
+        report, findings = machine()
+    elif is_run(options.target):
+        report, findings = of_run(Path(options.target))
+    elif options.target.endswith(".json"):
+        report, findings = of_dump(Path(options.target), options.trust)
+    elif Path(options.target).is_dir():
+        raise UserError(
+            f"{options.target} holds no run (no config.yaml in it): give a run's folder"
+        )
+    else:
+        report, findings = of_world(options)
+    if options.json:
+        print(json.dumps({**report, "findings": [asdict(finding) for finding in findings]}))
+    else:
+        show(report, findings)
+    return int(any(finding.severity == "error" for finding in findings))
+
+
+def show(report: dict[str, Any], findings: list[Finding]) -> None:
+    """Print the facts, then the findings."""
+    console = Console(highlight=False)
+    facts = Table.grid(padding=(0, 2))
+    for name, value in report.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {part}" for key, part in value.items()) or "none"
+        facts.add_row(f"[bold]{name.replace('_', ' ')}", str(value).replace("[", r"\["))
+    console.print(facts)
+    if not findings:
+        console.print("[green]nothing wrong was found")
+        return
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    for finding in findings:
+        color = COLORS[finding.severity]
+        message = finding.message.replace("[", r"\[")
+        table.add_row(f"[{color}]{finding.severity}", finding.rule, message)
+    console.print(table)
+
+
+# ---------------------------------------------------------------------- this machine
+def machine() -> tuple[dict[str, Any], list[Finding]]:
+    """Facts of this machine and of the installation."""
+    import torch
+
+    from rlgym.device import available
+
+    devices = available()
+    report: dict[str, Any] = {
+        "rlgym": f"{rlgym.__version__} in {Path(rlgym.__file__).parent}",
+        "python": f"{platform.python_version()} in {sys.prefix}",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": _cores(),
+        "memory": _memory(),
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "devices": ", ".join(devices),
+        "packages": _versions(_requirements().get("", [])),
+        "extras": _extras(),
+    }
+    findings = []
+    if devices == ["cpu"] and shutil.which("nvidia-smi"):
+        fix = "install the CUDA build (pytorch.org/get-started)"
+        findings.append(Finding("warning", "device", f"torch sees no GPU beside its driver: {fix}"))
+    absent = [name for name, version in report["packages"].items() if version == "absent"]
+    if absent:
+        fix = f'pip install "{DISTRIBUTION}"'
+        findings.append(Finding("error", "packages", f"{', '.join(absent)} absent: {fix}"))
+    return report, findings
+
+
+def _cores() -> str:
+    total = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
+    return str(total) if usable == total else f"{usable} of {total} usable by this process"
+
+
+def _memory() -> str:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return "unknown"
+    return f"{total / 2**30:.1f} GiB"
+
+
+def _requirements() -> dict[str, list[str]]:
+    """Extra ("" for the base) -> packages, as the installed distribution declares them."""
+    try:
+        lines = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        lines = ["gymnasium", "numpy", "torch", "tensorboard", "tyro", "rich", "safetensors"]
+    found: dict[str, list[str]] = {"": []}
+    for line in lines:
+        name = re.match(r"[\w.-]+", line)
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
+        if name and not name[0].startswith(DISTRIBUTION):
+            found.setdefault(extra[1] if extra else "", []).append(name[0])
+    return found
+
+
+def _versions(names: list[str]) -> dict[str, str]:
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+def _extras() -> dict[str, str]:
+    """Extra -> "installed", or what is absent."""
+    told = {}
+    for extra, names in _requirements().items():
+        absent = [name for name, version in _versions(names).items() if version == "absent"]
+        if extra and names:
+            told[extra] = f"lacks {' '.join(absent)}" if absent else "installed"
+    return told
+
+
+# ---------------------------------------------------------------------- a world
+def of_world(options: Options) -> tuple[dict[str, Any], list[Finding]]:
+    """Test a world in a process of its own, which may hang or die.
+
+    Raises:
+        UserError: for an unknown id or a wrong argument.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        question = {
+            "world": options.target,
+            "kwargs": options.env,
+            "steps": options.steps,
+            "seed": options.seed,
+            "seconds": min(10.0, options.timeout / 4),
+            "answer": str(answer),
+        }
+        code = "import sys; from rlgym.cli.doctor import answer; answer(sys.argv[1])"
+        paths = os.pathsep.join([os.getcwd(), *(path for path in sys.path if path)])
+        try:
+            child = subprocess.run(
+                [sys.executable, "-c", code, json.dumps(question)],
+                timeout=options.timeout,
+                env={**os.environ, "PYTHONPATH": paths},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
+        except subprocess.TimeoutExpired:
+            fix = "reset() or step() hangs; or the world is slow: raise --timeout or lower --steps"
+            text = f"no answer in {options.timeout:g} s: {fix}"
+            return {"world": options.target}, [Finding("error", "hang", text)]
+        if not answer.is_file():
+            last = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            text = f"the world ended its process with status {child.returncode}: {last}"
+            return {"world": options.target}, [Finding("error", "exit", text)]
+        told = json.loads(answer.read_text())
+    if "error" in told:
+        raise UserError(told["error"])
+    return told["report"], [Finding(**finding) for finding in told["findings"]]
+
+
+def answer(question: str) -> None:
+    """Test the world that `question` names and write what was found to its answer file."""
+    asked = json.loads(question)
+    from rlgym.registry import WorldSpec, choose_backend
+    from rlgym.vector.conformance import check
+
+    spec = WorldSpec(asked["world"], asked["kwargs"])
+    told: dict[str, Any]
+    try:
+        world = spec()
+        limit = world.spec.max_episode_steps if world.spec else None
+        report: dict[str, Any] = {
+            "world": spec.name,
+            "observation": " ".join(str(world.observation_space).split()),
+            "action": " ".join(str(world.action_space).split()),
+            "time_limit": limit or "none",
+        }
+        world.close()
+        findings = check(
+            spec,
+            steps=asked["steps"],
+            seconds=asked["seconds"],
+            seed=asked["seed"],
+            raise_on_failure=False,
+        )
+        if not any(finding.severity == "error" for finding in findings):
+            backend, reason = choose_backend(spec, 8)
+            report["backend_for_8"] = f"{backend}: {reason}"
+        told = {"report": report, "findings": [asdict(finding) for finding in findings]}
+    except UserError as error:
+        told = {"error": str(error)}
+    Path(asked["answer"]).write_text(json.dumps(told))
+
+
+# ---------------------------------------------------------------------- a run, a dump
+def of_run(folder: Path) -> tuple[dict[str, Any], list[Finding]]:
+    """Say where a run's time went and what looks wrong in its numbers."""
+    lines = read_metrics(folder)
+    parts = shares(lines)
+    report: dict[str, Any] = {"run": str(folder), "steps": int(lines[-1].get("step", 0))}
+    for name, scalar in {"return": "rollout/ep_rew_mean", "steps_per_second": "time/fps"}.items():
+        values = series(lines, scalar)
+        if values:
+            report[name] = f"{values[-1]:.4g}"
+    report["time"] = {part: f"{share:.0%}" for part, share in parts.items()}
+    report["advice"] = advice(parts)
+    return report, diagnose(lines)
+
+
+def of_dump(path: Path, trust: bool) -> tuple[dict[str, Any], list[Finding]]:
+    """Run the episode of a dump again."""
+    from rlgym.vector.guard import replay_dump
+
+    if not path.is_file():
+        raise UserError(f"{path} is not there: give the file that the NaN guard named")
+    try:
+        replay = replay_dump(path, rlgym.make, trust=trust)
+    except WorldError as error:
+        if "stay finite" not in str(error):
+            raise
+        return {"dump": str(path)}, [Finding("warning", "replay", str(error))]
+    report = {
+        "dump": str(path),
+        "step": replay.step,
+        "observation": str(replay.obs),
+        "reward": replay.reward,
+    }
+    text = f"the {replay.what} is not finite at step {replay.step}: correct the world"
+    return report, [Finding("error", "nan", text)]

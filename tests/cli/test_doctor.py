@@ -1,0 +1,189 @@
+"""`rlgym doctor`: machine, worlds that misbehave, runs with known numbers, NaN dumps."""
+
+import json
+
+import pytest
+import torch
+
+import rlgym
+from rlgym.cli import doctor
+from rlgym.cli.diagnosis import advice, diagnose, shares
+from rlgym.cli.main import main
+from rlgym.errors import WorldError
+from rlgym.vector.guard import NaNGuard
+
+
+def ask(capsys, *argv):
+    """Exit status and the JSON that `rlgym doctor ... --json` prints."""
+    status = main(["doctor", *argv, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+# ---------------------------------------------------------------------- machine
+def test_machine(capsys):
+    status, told = ask(capsys)
+    assert status == 0
+    assert told["packages"]["torch"] == torch.__version__
+    assert told["devices"].endswith("cpu")
+    assert told["rlgym"].startswith(rlgym.__version__)
+
+
+def test_machine_without_a_package(capsys, monkeypatch):
+    requirements = {"": ["numpy", "no-such-package"], "video": ["no-such-codec", "numpy"]}
+    monkeypatch.setattr(doctor, "_requirements", lambda: requirements)
+    status, told = ask(capsys)
+    assert status == 1
+    assert told["packages"]["no-such-package"] == "absent"
+    assert told["extras"] == {"video": "lacks no-such-codec"}
+    assert "no-such-package absent: pip install" in told["findings"][0]["message"]
+
+
+def test_table(capsys):
+    assert main(["doctor"]) == 0
+    assert "nothing wrong was found" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------- worlds
+def test_a_good_world(capsys):
+    status, told = ask(capsys, "rlgym/Counter-v0", "--steps", "40", "--env", "{length: 3}")
+    assert status == 0
+    assert [finding["severity"] for finding in told["findings"]] == ["note"]
+    assert told["backend_for_8"].startswith("sync")
+
+
+def asked(tmp_path, world, **kwargs):
+    """What the process that tests a world writes down, without the process."""
+    question = {"world": world, "kwargs": kwargs, "steps": 30, "seed": 0, "seconds": 5.0}
+    path = tmp_path / "answer.json"
+    doctor.answer(json.dumps({**question, "answer": str(path)}))
+    return json.loads(path.read_text())
+
+
+def test_a_liar_and_its_arguments(tmp_path):
+    told = asked(tmp_path, "rlgym/Liar-v0", lie="outside")
+    assert "is outside Box" in told["findings"][0]["message"]
+    assert "no argument 'lye'" in asked(tmp_path, "rlgym/Liar-v0", lye="outside")["error"]
+
+
+def test_what_a_world_cannot_do_is_told_once(tmp_path):
+    rules = [f["rule"] for f in asked(tmp_path, "rlgym/Unreplayable-v0")["findings"]]
+    assert rules == ["seed", "replay", "values"]
+
+
+def test_a_world_that_exits(capsys):
+    status, told = ask(capsys, "rlgym/Exit-v0")
+    assert status == 1
+    assert "status 13" in told["findings"][0]["message"]
+
+
+def test_a_world_that_hangs(capsys):
+    status, told = ask(capsys, "rlgym/Freeze-v0", "--timeout", "6")
+    assert status == 1
+    assert told["findings"][0]["rule"] == "hang"
+
+
+def test_an_unknown_world_is_one_line(capsys):
+    assert main(["doctor", "CartPole-v9"]) == 2
+    err = capsys.readouterr().err
+    assert "did you mean CartPole-v1" in err
+    assert err.count("\n") == 1
+
+
+# ---------------------------------------------------------------------- runs
+def line(step, **scalars):
+    base = {"step": step, "perf/collect": 2.0, "perf/idle": 1.5, "perf/policy": 0.3}
+    base |= {"perf/transfer": 0.0, "perf/learn": 1.0, "perf/steps_per_second": 1000.0}
+    base |= {"time/time_elapsed": 4.0 * step, "time/fps": 900.0}
+    return base | {name.replace("__", "/"): value for name, value in scalars.items()}
+
+
+def test_shares_by_hand():
+    parts = shares([line(1), line(2)])  # 8 s in all: 3 idle, .6 policy, .4 collect, 2 learn
+    expected = {"idle": 3, "policy": 0.6, "transfer": 0, "collect": 0.4, "learn": 2, "other": 2}
+    assert parts == pytest.approx({part: seconds / 8 for part, seconds in expected.items()})
+    assert advice(parts).startswith("38% of the time goes to waiting for the worlds")
+
+
+@pytest.mark.parametrize(
+    ("scalars", "rule"),
+    [
+        ({"train__approx_kl": 0.2}, "kl"),
+        ({"train__clip_fraction": 0.6}, "clip"),
+        ({"train__explained_variance": -0.5}, "values"),
+        ({"train__std": 0.001}, "std"),
+        ({"train__loss": None}, "finite"),
+        ({"health__restarts": 2.0}, "restarts"),
+        ({"health__nan_skips": 1.0}, "nan_skips"),
+    ],
+)
+def test_what_looks_wrong_is_found(scalars, rule):
+    lines = [line(step, **scalars) for step in range(1, 25)]
+    assert [finding.rule for finding in diagnose(lines)] == [rule]
+
+
+@pytest.mark.parametrize(
+    ("returns", "message"),
+    [
+        ([20.0] * 24, "nothing was learned"),
+        ([*range(20), 2.0, 2.0, 2.0, 2.0, 2.0, 2.0], "best checkpoint"),
+    ],
+)
+def test_returns(returns, message):
+    lines = [line(i, rollout__ep_rew_mean=value) for i, value in enumerate(returns, 1)]
+    assert [finding.rule for finding in diagnose(lines)] == ["return"]
+    assert message in diagnose(lines)[0].message
+
+
+def test_a_run_that_slows_down():
+    lines = [line(i, perf__steps_per_second=1000.0 / i) for i in range(1, 30)]
+    assert [finding.rule for finding in diagnose(lines)] == ["speed"]
+
+
+def test_a_good_run_is_left_in_peace():
+    scalars = {"train__approx_kl": 0.01, "train__explained_variance": 0.9, "train__std": 0.5}
+    lines = [line(i, rollout__ep_rew_mean=float(i), **scalars) for i in range(1, 30)]
+    assert diagnose(lines) == []
+
+
+def test_a_run_folder(capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text("env_id: CartPole-v1\n")
+    lines = [line(i, rollout__ep_rew_mean=float(i)) for i in range(1, 13)]
+    text = "\n".join(json.dumps(part) for part in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '\n{"step": 13, "cut sh')
+    status, told = ask(capsys, str(tmp_path))
+    assert status == 0
+    assert told["steps"] == 12
+    assert told["return"] == "12"
+    assert told["time"]["idle"] == "38%"
+    assert main(["doctor", str(tmp_path)]) == 0
+    assert "waiting for" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"), [(None, "before the first update"), ("{}\n", "no update yet")]
+)
+def test_a_run_without_numbers(capsys, tmp_path, lines, message):
+    (tmp_path / "config.yaml").write_text("env_id: CartPole-v1\n")
+    if lines is not None:
+        (tmp_path / "metrics.jsonl").write_text(lines)
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run(capsys, tmp_path):
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert "give a run's folder" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- dumps
+def test_a_dump_is_seen_again(capsys, tmp_path):
+    env = NaNGuard(rlgym.make_vec("rlgym/NaN-v0", 1, backend="sync"), "halt", tmp_path)
+    env.reset()
+    with pytest.raises(WorldError, match="rlgym doctor"):
+        for _ in range(5):
+            env.step(torch.zeros(1, dtype=torch.int64))
+    status, told = ask(capsys, str(next(tmp_path.iterdir())))
+    assert status == 1
+    assert told["step"] == 3
+    assert told["findings"][0]["rule"] == "nan"
+    assert main(["doctor", str(tmp_path / "none.json")]) == 2
