@@ -1,8 +1,11 @@
 """What every test runs under."""
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -30,6 +33,18 @@ def _no_bare_imports() -> Iterator[None]:
     yield
     found = bare_imports(sys.modules)
     assert not found, f"imported by their bare names: {found}; write rlgym.{found[0]}"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a mounted file system of 4 MB, to be filled."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("cannot mount a small file system here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

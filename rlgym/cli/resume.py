@@ -41,4 +41,4 @@ def run(argv: list[str]) -> int:
 
     with Progress(wanted.console) as progress:
         resume(wanted.run, wanted.total_steps, hooks=progress, console=wanted.console, **changes)
-    return 0
+    return progress.status

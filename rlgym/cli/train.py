@@ -1,5 +1,6 @@
 """`rlgym train`: merge the settings, then train."""
 
+import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def run(argv: list[str]) -> int:
             console=shell.console,
             hooks=progress,
         )
-    return 0
+    return progress.status
 
 
 class Progress:
@@ -80,6 +81,7 @@ class Progress:
     def __init__(self, console: str) -> None:
         self.quiet = console == "off"
         self.folder: Path | None = None
+        self.status = 0
 
     def __enter__(self) -> "Progress":
         return self
@@ -98,6 +100,10 @@ class Progress:
     def on_end(self, run: Any) -> None:
         """Sum up, and say what to do next."""
         run.logger.close()  # gives the terminal back before the last lines
+        if _saved_step(run.run_dir) != run.state.env_steps:  # the warning has said why
+            print(f"error: the end of this run is not saved in {run.run_dir}", file=sys.stderr)
+            self.status = 1
+            return
         if self.quiet:
             return
         score = "" if run.result is None else f"; return {run.result.mean:.2f} in evaluation"
@@ -147,3 +153,11 @@ def _base(shell: Shell, env_id: str | None) -> tuple[TrainConfig, str]:
         changes: dict[str, Any] = {"algo": {"name": shell.algo}}
         config = merge(config, changes)
     return config, notice
+
+
+def _saved_step(folder: Path) -> int | None:
+    """Return the step of the checkpoint that was saved last."""
+    try:
+        return json.loads((folder / "latest.json").read_text())["step"]
+    except (OSError, ValueError, KeyError):
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rlgym.vector.contract import VectorEnv
 
 Who = Literal["trained", "zero", "random"]
+Which = Literal["best", "last"]
 Act = Callable[[Any, dict[str, Any]], Any]
 
 
@@ -25,7 +26,7 @@ Act = Callable[[Any, dict[str, Any]], Any]
 class Frame:
     """What there is to see after a reset or a step."""
 
-    env: VectorEnv
+    env: Any
     """The world, in a vector env of one slot."""
     episode: int
     """Episodes that ended so far."""
@@ -62,8 +63,8 @@ def settings_of(target: str, who: Who, trust: bool) -> TrainConfig:
 
 
 def watch(
-    target: str, config: TrainConfig, who: Who, which: str, render_mode: str, seed: int
-) -> Iterator[Frame]:
+    target: str, config: TrainConfig, who: Who, which: Which, render_mode: str, seed: int
+) -> Generator[Frame, None, None]:
     """Let the policy act for ever in one world, and yield what there is to see.
 
     Raises:
@@ -105,7 +106,7 @@ def watch(
 
 
 def _actor(
-    target: str, who: Who, which: str, env: VectorEnv, seed: int
+    target: str, who: Who, which: Which, env: VectorEnv, seed: int
 ) -> tuple[Act, Callable[[], None]]:
     """Return what chooses actions, and what is called when an episode begins."""
     if who == "trained":

@@ -174,7 +174,12 @@ def best(folder: str | os.PathLike[str]) -> Checkpoint | None:
         CheckpointError: it is named but cannot be used.
     """
     name = _best_name(Path(folder))
-    return None if name is None else read(Path(folder) / "checkpoints" / name)
+    if name is None:
+        return None
+    try:
+        return read(Path(folder) / "checkpoints" / name)
+    except CheckpointError as error:
+        raise CheckpointError(f"the best checkpoint: {error}; use the last one instead") from None
 
 
 def mark_best(checkpoint: Checkpoint, score: float) -> None:
@@ -272,7 +277,8 @@ def _flush_folder(path: Path) -> None:
 
 def _check_space(store: Path, needed: int) -> None:
     free = shutil.disk_usage(store).free
-    if free < needed + _SLACK:
+    needed += _SLACK
+    if free < needed:
         raise OSError(
             f"{needed / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free on the disk"
         )

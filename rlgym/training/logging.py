@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -148,23 +148,17 @@ class Logger:
 
     def _open_events(self, purge_from: int | None = None) -> "EventFileWriter":
         # Here, not at the top: it takes 0.2 s, and torch.utils.tensorboard twice that.
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._events = EventFileWriter(str(self.run_dir), flush_secs=10)
         if purge_from is not None:
-            session = SessionLog(status=SessionLog.START)  # TensorBoard's own word for a restart
-            event = Event(wall_time=time.time(), step=purge_from, session_log=session)
-            self._events.add_event(event)
+            self._events.add_event(_event(purge_from, session_log={"status": "START"}))
         return self._events
 
     def _write_event(self, values: Mapping[str, float], step: int) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
         events = self._events or self._open_events()
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
+        scalars = [{"tag": name, "simple_value": value} for name, value in values.items()]
+        events.add_event(_event(step, summary={"value": scalars}))
 
 
 def unknown_names(names: Iterable[str]) -> list[str]:
@@ -176,6 +170,14 @@ def read_metrics(run_dir: str | os.PathLike[str]) -> list[dict[str, float]]:
     """Return the lines of a run's `metrics.jsonl`, without one that a crash has torn."""
     with open(Path(run_dir) / METRICS_FILE, encoding="utf-8", errors="replace") as lines:
         return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+
+
+def _event(step: int, **content: Any) -> Any:
+    """Make an event; protobuf builds its classes at run time, where type checkers see nothing."""
+    from tensorboard.compat.proto import event_pb2
+
+    messages: Any = event_pb2
+    return messages.Event(wall_time=time.time(), step=step, **content)
 
 
 def _read(metrics: Mapping[str, float | torch.Tensor]) -> dict[str, float]:

@@ -206,3 +206,21 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     steps = [line["step"] for line in read_metrics(folder)]
     assert steps == sorted(steps)
     assert steps[-1] >= saved + 256
+
+
+def test_a_full_disk_costs_no_training_and_is_an_exit_status(small_disk, capsys):
+    folder = small_disk / "run"
+    (small_disk / "filler").write_bytes(bytes(3_600_000))
+    words = ("train", "CartPole-v1", *SMALL, "--total-steps", "512", "--run-dir", str(folder))
+    assert main(words) == 1
+    shown = capsys.readouterr()
+    assert "step 512 was not saved" in shown.out and "are free on the disk" in shown.out
+    assert shown.err.endswith(f"error: the end of this run is not saved in {folder}\n")
+    assert read_metrics(folder)[-1]["step"] == 512, "it trained to the end"
+    (small_disk / "filler").unlink()
+    assert main([*words, "--overwrite"]) == 0
+    (small_disk / "filler").write_bytes(bytes(3_600_000))
+    assert main(["resume", str(folder), "--total-steps", "1024"]) == 1
+    capsys.readouterr()
+    assert main(["eval", str(folder), "--episodes", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 512, "what was saved is intact"
