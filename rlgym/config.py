@@ -179,7 +179,7 @@ class TrainConfig:
 ALGOS: dict[str, type] = {"ppo": PPOConfig}
 """Algorithms by the name that a YAML config and `--algo` use."""
 
-MAX_FILE_BYTES = 100_000
+MAX_FILE_BYTES = 50_000
 """A config is a page of text; a larger file is not read."""
 MAX_DEPTH = 30
 """Nesting of a config; a parser takes for ever over thousands of brackets."""

@@ -49,7 +49,9 @@ def test_flags_change_any_field():
     assert config.eval.every == 5000 and config.algo.normalize_advantages is False
     assert config.network.log_std_init == -3.29 and config.wrappers.nan_guard == "off"
     assert config.total_steps == 1_000_000 and config.time_limit == 2.5
-    assert config.algo.gamma == 0.98, "the rest is the preset's"
+    preset = load_preset("cartpole-ppo")
+    assert config.wrappers.reward_scale == preset.wrappers.reward_scale, "the rest is the preset's"
+    assert config.algo.num_steps == preset.algo.num_steps
 
 
 def test_arguments_of_the_world_are_yaml():
@@ -72,7 +74,7 @@ def test_a_file_stands_between_preset_and_flags(tmp_path):
     ), "a file alone is not mixed with a preset"
     both = merged("CartPole-v1", "--config", file, "--preset", "cartpole-ppo")
     assert (both.env_id, both.seed, both.algo.gamma) == ("CartPole-v1", 5, 0.5)
-    assert both.algo.num_steps == 32
+    assert both.algo.num_steps == load_preset("cartpole-ppo").algo.num_steps
 
 
 def test_what_is_printed_is_what_would_run(tmp_path, capsys):
@@ -86,9 +88,10 @@ def test_what_is_printed_is_what_would_run(tmp_path, capsys):
 
 def test_help_shows_the_presets_values(capsys):
     with pytest.raises(SystemExit):
-        main(["train", "CartPole-v1", "--help"])
+        main(["train", "Pendulum-v1", "--algo.gamma", "0.875", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "--algo.gamma FLOAT" in shown and "(default: 0.98)" in shown
+    assert "--algo.gamma FLOAT" in shown and "(default: 0.875)" in shown
+    assert "(default: Pendulum-v1)" in shown and "(default: pendulum-ppo)" in shown
     assert "Discount per step." in shown and "--print-config" in shown
 
 
