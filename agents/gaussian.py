@@ -48,10 +48,10 @@ class _Bounds(nn.Module):
         self.register_buffer("high", torch.as_tensor(high), persistent=False)
 
     def forward(self, actions: Tensor) -> Tensor:
-        if self.squash:
-            return self.low + (actions.tanh() + 1.0) * (0.5 * (self.high - self.low))
         if not self.bounded:
             return actions
+        if self.squash:  # rounding may overshoot, hence the clamp below
+            actions = self.low + (actions.tanh() + 1.0) * (0.5 * (self.high - self.low))
         return torch.clamp(actions, self.low, self.high)
 
 

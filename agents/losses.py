@@ -99,6 +99,9 @@ def value_gradient(
     """Gradient of `value_loss` with respect to `values`; slope (B,) = 2 * weight / sum of them."""
     error = values - returns
     if clip is not None:
-        near = old_values + (values - old_values).clamp(-clip, clip) - returns
-        error = torch.where(error.square() >= near.square(), error, 0.0)
+        moved = values - old_values
+        near = old_values + moved.clamp(-clip, clip) - returns
+        # `near` differs from `error` by rounding where nothing was clipped, hence the second test
+        free = (error.square() >= near.square()) | (moved.abs() <= clip)
+        error = torch.where(free, error, 0.0)
     return error * slope

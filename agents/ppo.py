@@ -134,6 +134,7 @@ class PPO:
             self.optimizer.learning_rate.fill_(cfg.learning_rate * left)
         self.clip = cfg.clip * left if cfg.clip_schedule == "linear" else cfg.clip
 
+    @torch.no_grad()
     def _rows(self, buffer: Any) -> tuple[dict[str, Any], Tensor]:
         """Everything that minibatches are cut from, and the rollout policy's entropy.
 
@@ -247,7 +248,7 @@ class PPO:
         entropy: Tensor,
         norms: list[Tensor],
     ) -> dict[str, Tensor]:
-        """Losses over all minibatches as they were met, in one go."""
+        """Losses over all minibatches as they were met; the KL, as SB3's, over the last epoch."""
         cfg = self.cfg
         joined = {name: torch.cat([part[name] for part in seen]) for name in seen[0]}
         weights, old, new = joined["weights"], joined["old_log_probs"], joined["log_probs"]
@@ -261,7 +262,7 @@ class PPO:
             "train/value_loss": error,
             "train/entropy_loss": -entropy,
             "train/loss": surrogate + cfg.value_coef * error - cfg.entropy_coef * entropy,
-            "train/approx_kl": approximate_kl(new, old, weights),
+            "train/approx_kl": _kl(seen[-1]),
             "train/clip_fraction": weighted_mean(moved, weights),
             "train/explained_variance": explained_variance(
                 rows["values"].flatten(), rows["returns"].flatten(), rows["weights"].flatten()
@@ -276,8 +277,7 @@ class PPO:
 
     def _adapt_learning_rate(self, last_epoch: dict[str, Tensor]) -> None:
         """Aim at `target_kl` (rsl_rl's rule): / 1.5 above twice of it, * 1.5 below half."""
-        log_probs, old = last_epoch["log_probs"], last_epoch["old_log_probs"]
-        kl = approximate_kl(log_probs, old, last_epoch["weights"])
+        kl = _kl(last_epoch)
         target = self.cfg.target_kl
         rate = self.optimizer.learning_rate
         slower = torch.where(kl > 2.0 * target, rate / 1.5, rate)  # type: ignore[operator]
@@ -446,6 +446,10 @@ def _joined(rows: dict[str, Any], outcomes: list[tuple[Tensor, Tensor]]) -> dict
         "advantages": met("advantages"),
         "weights": met("weights"),
     }
+
+
+def _kl(epoch: dict[str, Tensor]) -> Tensor:
+    return approximate_kl(epoch["log_probs"], epoch["old_log_probs"], epoch["weights"])
 
 
 def _flat(tree: Tree[Tensor] | None) -> Any:

@@ -1,0 +1,74 @@
+"""Losses against numbers worked by hand, and the gradient formulas against autograd."""
+
+import math
+
+import pytest
+import torch
+
+from rlgym.agents import losses
+
+
+def log(*ratios):
+    return torch.tensor([math.log(ratio) for ratio in ratios], dtype=torch.float64)
+
+
+def test_policy_loss_by_hand():
+    # ratios 1.5 (clipped to 1.2), 0.5 (clipped to 0.8), 1.1, and one row that does not count
+    advantages = torch.tensor([2.0, -1.0, 1.0, 100.0]).double()
+    weights = torch.tensor([1.0, 1.0, 1.0, 0.0]).double()
+    new, old = log(1.5, 0.5, 1.1, 3.0), torch.zeros(4).double()
+    # min(1.5 * 2, 1.2 * 2) = 2.4; min(0.5 * -1, 0.8 * -1) = -0.8; 1.1
+    loss = losses.policy_loss(new, old, advantages, weights, 0.2)
+    assert loss.item() == pytest.approx(-(2.4 - 0.8 + 1.1) / 3)
+
+
+def test_value_loss_by_hand():
+    values, returns = torch.tensor([1.0, 3.0]), torch.tensor([0.0, 2.0])
+    old, weights = torch.tensor([1.0, 0.0]), torch.ones(2)
+    assert losses.value_loss(values, old, returns, weights).item() == pytest.approx(1.0)
+    # the second value moved 3 from 0: clipped to 0.5, whose error 1.5 is the larger one
+    clipped = losses.value_loss(values, old, returns, weights, 0.5)
+    assert clipped.item() == pytest.approx((1.0 + 2.25) / 2)
+
+
+def test_kl_and_explained_variance_by_hand():
+    kl = losses.approximate_kl(log(2.0, 1.0), log(1.0, 1.0), torch.ones(2).double())
+    assert kl.item() == pytest.approx((1.0 - math.log(2.0)) / 2)
+    returns = torch.tensor([0.0, 2.0, 4.0, 50.0])
+    values = torch.tensor([1.0, 2.0, 3.0, 0.0])
+    weights = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    # errors -1, 0, 1 have variance 2/3; returns 8/3
+    explained = losses.explained_variance(values, returns, weights)
+    assert explained.item() == pytest.approx(0.75)
+    assert losses.explained_variance(values, torch.ones(4), weights).isnan()
+
+
+def test_standardize_leaves_out_rows_without_weight():
+    advantages = torch.tensor([[1.0, 2.0, 3.0, 9.0], [5.0, 5.0, 5.0, 5.0]])
+    weights = torch.tensor([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    got = losses.standardize(advantages, weights)
+    torch.testing.assert_close(got[0, :3], torch.tensor([-1.0, 0.0, 1.0]))
+    torch.testing.assert_close(got[1], torch.zeros(4))
+
+
+@pytest.mark.parametrize("clip", [None, 0.3])
+def test_gradient_formulas_equal_autograd(clip):
+    generator = torch.Generator().manual_seed(0)
+    new, old, advantages, values, old_values, returns = (
+        torch.randn(6, 200, generator=generator, dtype=torch.float64) * 0.4
+    )
+    weights = (torch.rand(200, generator=generator) < 0.8).double()
+    advantages[:5] = 0.0
+    share = weights / weights.sum()
+    new.requires_grad_()
+    values.requires_grad_()
+    surrogate = losses.policy_loss(new, old, advantages, weights, 0.2)
+    error = losses.value_loss(values, old_values, returns, weights, clip)
+    expected = torch.autograd.grad(surrogate + error, (new, values))
+    sign = advantages.sign()
+    with torch.no_grad():
+        got = losses.log_prob_gradient(new, old, -advantages * share, sign, sign + 0.2)
+        torch.testing.assert_close(got, expected[0])
+        got = losses.value_gradient(values, old_values, returns, 2.0 * share, clip)
+        torch.testing.assert_close(got, expected[1])
+    assert (expected[0] == 0).sum() > (weights == 0).sum()  # some rows were clipped
