@@ -18,7 +18,7 @@ SHIPPED = ("rlgym", *MAPPED)
 MAX_LINES = 550
 
 # Who may import whom; a room may always import itself. A new room needs a line here.
-FOUNDATION = {"config", "configs", "device", "errors", "settings", "spaces"}
+FOUNDATION = {"config", "configs", "device", "errors", "settings", "space_json", "spaces"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(FOUNDATION, FOUNDATION),
     "assets": set(),

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import rlgym
+from rlgym import __version__
 from rlgym.config import ALGOS, TrainConfig, save_config
 from rlgym.errors import UserError
 from rlgym.registry import WorldFactory
@@ -84,7 +84,7 @@ def check_world(config: TrainConfig, world: WorldFactory | None) -> None:
 
 def write_system(folder: Path) -> None:
     """Write down the machine and the versions that a run was started with."""
-    versions = {"rlgym": rlgym.__version__, "python": platform.python_version()}
+    versions = {"rlgym": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
