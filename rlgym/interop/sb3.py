@@ -192,7 +192,7 @@ class FromSB3(VectorEnv):
             action_space=vec_env.action_space,
             reward_terms=(),
             has_mask=False,
-            render_fps=float(vec_env.metadata.get("render_fps") or 30.0),
+            render_fps=30.0,  # VecEnv does not keep its worlds' metadata
             spec_id=type(vec_env).__name__,
         )
         super().__init__(traits, vec_env.num_envs, **kwargs)

@@ -38,7 +38,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from rlgym.errors import ContractError, SpaceError, StateError
+from rlgym.errors import ContractError, SpaceError, StateError, WorldError
 from rlgym.spaces import Layout, map_tree
 from rlgym.vector.arrays import StepArrays
 from rlgym.vector.slot import Episode, WorldTraits
@@ -78,13 +78,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         Raises:
             ContractError: when `num_envs` slots do not divide into `num_groups` equal groups.
         """
-        if num_envs < 1:
-            raise ContractError(f"num_envs is {num_envs}: ask for at least 1")
-        if num_groups < 1 or num_envs % num_groups:
-            raise ContractError(
-                f"{num_envs} worlds do not divide into {num_groups} equal groups: use num_envs "
-                f"{-(-num_envs // max(num_groups, 1)) * max(num_groups, 1)} or num_groups 1"
-            )
+        check_counts(num_envs, num_groups)
         self.traits = traits
         self.num_envs = num_envs
         self.num_groups = num_groups
@@ -177,12 +171,12 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         Returns:
             `(obs, reward, terminated, truncated, info)`; see the module's docstring.
         """
-        if self.num_groups == 1:
-            self.send(actions, 0)
-            return self.recv(0)
-        actions = self.action_layout.flatten(actions)
-        for group, rows in enumerate(self._slices):
-            self.send(map_tree(lambda a, rows=rows: a[rows], actions), group)
+        for group in range(self.num_groups):
+            self._require_idle(group)
+        self._write_actions(actions, slice(0, self.num_envs))  # refused before any world steps
+        for group in range(self.num_groups):
+            self._send(group)
+            self._pending[group] = True
         for group in range(self.num_groups):
             self._receive(group)
         return self._publish(None)
@@ -194,12 +188,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             StateError: before the first reset, after close, or when the group was already sent.
             SpaceError: when the actions' shape is not the group's.
         """
-        self._require_open()
-        if not self._started:
-            raise StateError("step before the first reset: call reset() once")
-        if self._pending[group]:
-            raise StateError(f"group {group} was sent twice: call recv({group}) first")
-        self._write_actions(actions, group)
+        self._require_idle(group)
+        self._write_actions(actions, self._slices[group])
         self._send(group)
         self._pending[group] = True
 
@@ -269,7 +259,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             ).generate_state(self.num_envs)
         ]
         replayed = self._replay(episodes, fresh)
-        for row in np.flatnonzero(replayed):
+        for row in np.flatnonzero(replayed).tolist():
             if not np.array_equal(row_hash(self.arrays.obs, row), snapshot["obs_hash"][row]):
                 replayed[row] = False
                 self._restart_slot(int(row), fresh[row])
@@ -283,6 +273,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             replayed if self.output == "numpy" else torch.from_numpy(replayed).to(self.device)
         )
         return obs, info
+
+    def render_slot(self, row: int) -> Any:
+        """Frame of the world in slot `row`, (H, W, 3) uint8; its render_mode must be rgb_array."""
+        raise WorldError(f"{type(self).__name__} cannot render: use backend sync")
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the backend; called once by `close`."""
@@ -326,6 +320,13 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         if self.closed:
             raise StateError("this vector env is closed: make a new one")
 
+    def _require_idle(self, group: int) -> None:
+        self._require_open()
+        if not self._started:
+            raise StateError("step before the first reset: call reset() once")
+        if self._pending[group]:
+            raise StateError(f"group {group} was sent twice: call recv({group}) first")
+
     def _begin(self) -> None:
         arrays = self.arrays
         arrays.reward[:] = 0.0
@@ -336,8 +337,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self._returns[:] = 0.0
         self._lengths[:] = 0
 
-    def _write_actions(self, actions: Any, group: int) -> None:
-        rows = self._slices[group]
+    def _write_actions(self, actions: Any, rows: slice) -> None:
         count = rows.stop - rows.start
         actions = self.action_layout.flatten(actions)
         for leaf in self.action_layout.leaves:
@@ -427,6 +427,22 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         for key in ("final_obs", "episode_return", "episode_length"):
             info[f"_{key}"] = done.copy()
         return self.obs_layout.nest(obs), reward, terminated, truncated, info
+
+
+def check_counts(num_envs: int, num_groups: int) -> None:
+    """Make sure that the slots divide into equal groups.
+
+    Raises:
+        ContractError: when they do not.
+    """
+    if num_envs < 1:
+        raise ContractError(f"num_envs is {num_envs}: ask for at least 1")
+    if num_groups < 1 or num_envs % num_groups:
+        groups = max(num_groups, 1)
+        raise ContractError(
+            f"{num_envs} worlds do not divide into {num_groups} equal groups: use num_envs "
+            f"{-(-num_envs // groups) * groups} or num_groups 1"
+        )
 
 
 def check(env: Any, **kwargs: Any) -> Any:

@@ -191,7 +191,7 @@ def rule_active(trial: Trial) -> Found:
     """A slot that did not act keeps its observation; a lost one is truncated without reward."""
     before = trial.first_obs
     for step, frame in enumerate(trial.frames, start=1):
-        for row in np.flatnonzero(~frame.info["active"]):
+        for row in np.flatnonzero(~frame.info["active"]).tolist():
             where = f"inactive slot {row} at step {step}"
             if not frame.done[row]:
                 if not same(_row(before, row), _row(frame.obs, row)):

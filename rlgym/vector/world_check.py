@@ -221,19 +221,11 @@ class Walk:
         return np.concatenate([a[0].reshape(-1).astype(float) for _, a in tree_items(self._row)])
 
     def _read_mask(self, info: dict[str, Any]) -> None:
-        mask = info.get("action_mask")
-        if mask is None and hasattr(self.world.unwrapped, "action_masks"):
-            mask = self.world.unwrapped.action_masks()
-        self._mask = (
-            None
-            if mask is None
-            else np.concatenate(
-                [
-                    np.asarray(part).reshape(-1)
-                    for part in (mask if isinstance(mask, tuple) else [mask])
-                ]
-            ).astype(bool)
-        )
+        own = getattr(self.world.unwrapped, "action_masks", None)
+        mask = info.get("action_mask", own() if own else None)
+        parts = mask if isinstance(mask, tuple) else (mask,)
+        flat = [np.asarray(part, bool).reshape(-1) for part in parts if part is not None]
+        self._mask = np.concatenate(flat) if flat else None
 
 
 def _judge_rest(reward: Any, terminated: Any, truncated: Any, info: Any, step: int) -> Found:

@@ -168,7 +168,8 @@ class VectorWrapper(VectorEnv):
         # the tensors share the arrays' memory: what is changed in place is changed in both
         tensors = _tensors({key: value for key, value in info.items() if key != "final_obs"})
         tensors["final_obs"] = self._opened(info["final_obs"])
-        batch = Batch(self._opened(obs), *_tensors(tuple(rest)), tensors)
+        reward, terminated, truncated = _tensors(tuple(rest))
+        batch = Batch(self._opened(obs), reward, terminated, truncated, tensors)
         self._on_step(batch, rows)
         info["final_obs"] = self._closed_up(batch.info["final_obs"])
         rest[0] = batch.reward.numpy().copy()
