@@ -232,6 +232,9 @@ class FromSB3(VectorEnv):
     def _records(self, timeout: float | None) -> list[Episode | None]:
         return [None] * self.num_envs
 
+    def _episode(self, slot: int, ended: bool) -> Episode | None:
+        return None
+
     def _replay(self, episodes: list[Episode | None], fresh_seeds: list[int]) -> np.ndarray:
         self._reset_slots(list(fresh_seeds), None)
         return np.zeros(self.num_envs, np.bool_)

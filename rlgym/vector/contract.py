@@ -303,6 +303,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """Each slot's episode as it stood at the last mark; None where it cannot be had."""
         raise NotImplementedError  # pragma: contract
 
+    def _episode(self, slot: int, ended: bool) -> Episode | None:
+        """One slot's episode as it stands now, or the one that it ended last; marks stay."""
+        raise NotImplementedError  # pragma: contract
+
     def _replay(self, episodes: list[Episode | None], fresh_seeds: list[int]) -> np.ndarray:
         """Replay each episode, or reset with the fresh seed; (num_envs,) bool: replayed."""
         raise NotImplementedError  # pragma: contract

@@ -32,7 +32,7 @@ class NaNGuard(VectorWrapper):
     On a value that is not finite, "halt" stops with an error that names the world and the slot.
     "skip" ends the slot's episode as a lost one: truncated, not active, reward 0, `final_obs` its
     last finite observation; a new episode begins, and `health["nan_skips"]` counts it. Both write a
-    JSON file that `replay_dump` shows again, unless the episode ended with that very step.
+    JSON file that `replay_dump` shows again.
 
     Args:
         env: the vector env of the worlds; other wrappers go around the guard.
@@ -92,13 +92,7 @@ class NaNGuard(VectorWrapper):
 
     def _act(self, batch: Batch, row: int, slot: int, what: str) -> None:
         ended = bool(batch.done[row])
-        if self.policy == "halt":
-            for group, pending in enumerate(self.env._pending):
-                if pending:  # worlds can only be asked about their episodes when they rest
-                    self.env._receive(group)
-        busy = any(self.env._pending)
-        path = None if ended or busy else self._dump(slot, what)
-        report = self._report(slot, what, path)
+        report = self._report(slot, what, self._dump(slot, what, ended))
         if self.policy == "halt":
             raise WorldError(f"{report}. Correct the world, or drop such episodes: nan_guard skip")
         print(f"rlgym: {report}; its episode is dropped", file=sys.stderr)
@@ -158,10 +152,9 @@ class NaNGuard(VectorWrapper):
         text = f"world {self.traits.spec_id}, slot {slot}: {what} is not finite"
         return text + (f"; see it again: rlgym doctor {path}" if path else "")
 
-    def _dump(self, slot: int, what: str) -> Path | None:
-        """Write the file of one slot's episode."""
-        self.env.mark()
-        episode = self.env._records(None)[slot]
+    def _dump(self, slot: int, what: str, ended: bool) -> Path | None:
+        """Write the file of one slot's episode; None where its worlds cannot tell."""
+        episode = self.env._episode(slot, ended)
         if episode is None:
             return None
         spec = getattr(self.env, "factory", None)  # a registry.WorldSpec, when the env has one

@@ -93,6 +93,7 @@ class ProcessVectorEnv(VectorEnv):
         self.max_restarts = max_restarts
         self.crash_dir = Path(crash_dir) if crash_dir is not None else default_folder()
         self.crash_reports: list[str] = []
+        self.factory = factory
         self._name = getattr(factory, "name", getattr(factory, "__name__", repr(factory)))
         self._factory = wire.to_bytes((factory, _own_registration(factory)), self._name)
         self._start_timeout = max(timeout, START_TIMEOUT)
@@ -304,6 +305,12 @@ class ProcessVectorEnv(VectorEnv):
                 for slot, episode in zip(link.slots, episodes, strict=True):
                     records[slot] = episode
         return records
+
+    def _episode(self, slot: int, ended: bool) -> Episode | None:
+        links = [link for link in self._links if slot in link.slots]
+        fields = {"slot": slot, "ended": ended}
+        answers, _ = self._order(links, "episode", lambda _: ({}, fields), self.timeout)
+        return next((decode(a, 1, self.action_layout)[0] for a in answers.values()), None)
 
     def _replay(self, episodes: list[Episode | None], fresh_seeds: list[int]) -> np.ndarray:
         def request(link: Link) -> tuple[Arrays, dict[str, Any]]:

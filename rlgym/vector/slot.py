@@ -115,6 +115,7 @@ class Slot:
         self.world = factory()
         self.number = number
         self.episode = Episode()
+        self.ended: Episode | None = None  # the one before, for who asks how it ended
         self._factory = factory
         self._obs_layout = obs_layout
         self._action_layout = action_layout
@@ -143,6 +144,7 @@ class Slot:
     def finish(self, obs: Any, arrays: StepArrays, row: int) -> None:
         """End the episode with `obs` as its last, and begin the next (SAME_STEP autoreset)."""
         self._obs_layout.write(obs, arrays.final_obs, row)
+        self.ended = self.episode
         self.reset(None, None, arrays, row)
 
     def lose(self, error: BaseException, arrays: StepArrays, row: int) -> Loss:

@@ -78,6 +78,9 @@ class SyncVectorEnv(VectorEnv):
     def _records(self, timeout: float | None) -> list[Episode | None]:
         return [slot.record(at_mark=True) for slot in self._slots]
 
+    def _episode(self, slot: int, ended: bool) -> Episode | None:
+        return self._slots[slot].ended if ended else self._slots[slot].record()
+
     def _replay(self, episodes: list[Episode | None], fresh_seeds: list[int]) -> np.ndarray:
         done = np.zeros(self.num_envs, np.bool_)
         for row, (slot, episode) in enumerate(zip(self._slots, episodes, strict=True)):

@@ -15,7 +15,6 @@ import select
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -30,10 +29,6 @@ from rlgym.vector.arrays import StepArrays
 from rlgym.vector.slot import Loss, Slot, WorldTraits, inspect_world, step_slots
 from rlgym.vector.snapshot import decode, encode
 
-SPIN_NS = 20_000
-"""How long an idle worker looks for the next command before it sleeps: waking costs about 40 us,
-and the parent is usually back sooner."""
-
 Arrays = dict[str, np.ndarray]
 
 
@@ -42,7 +37,8 @@ def main(config: dict[str, Any]) -> None:
 
     Args:
         config: "commands" and "replies" (descriptors), "trace" (descriptor for tracebacks, or -1),
-            "parent" (its pid), "number" (of this worker).
+            "parent" (its pid), "number" (of this worker), "spin" (nanoseconds to look for a command
+            before sleeping).
     """
     for name in ("SIGINT", "SIGTERM"):  # a Ctrl-C or a cluster's warning is the parent's to answer
         # a function that does nothing, not SIG_IGN: programs that a world starts would inherit that
@@ -54,7 +50,9 @@ def main(config: dict[str, Any]) -> None:
         if hasattr(faulthandler, "register"):
             faulthandler.register(signal.SIGUSR1, trace)  # the parent asks what a frozen one does
     try:
-        Worker(config["commands"], config["replies"], config["number"]).serve()
+        Worker(
+            config["commands"], config["replies"], config["number"], config["spin"]
+        ).serve()
         status = 0
     except BaseException as error:
         status = error.code if isinstance(error, SystemExit) and error.code else 1
@@ -128,7 +126,7 @@ class _Watched(list[Slot]):
 class Worker:
     """The slots of one process, and the commands that the parent gives them."""
 
-    def __init__(self, commands: int, replies: int, number: int) -> None:
+    def __init__(self, commands: int, replies: int, number: int, spin: int) -> None:
         self._commands, self._replies, self._number = commands, replies, number
         self._groups: list[_Watched | None] = []
         self._starts: list[int] = []
@@ -137,17 +135,19 @@ class Worker:
         """Slot -> seed, where the episode of the process before this one has not been ended yet."""
         self._marked: set[int] = set()
         self._started = False
-        self._poll = None
-        if hasattr(select, "poll"):
-            self._poll = select.poll()
-            self._poll.register(commands, select.POLLIN)
+        self._spinner: wire.Spinner | None = None
+        if spin:
+            poller = select.poll()
+            poller.register(commands, select.POLLIN)
+            self._spinner = wire.Spinner(poller, spin)
 
     # ------------------------------------------------------------------ the loop
     def serve(self) -> None:
         """Do what the parent says until it says close, or hangs up."""
         commands, replies = self._commands, self._replies
         while True:
-            self._spin()
+            if self._spinner is not None:
+                self._spinner.wait(None)
             byte = os.read(commands, 1)
             if not byte:
                 break
@@ -161,12 +161,6 @@ class Worker:
         for slot in self._slots:
             with contextlib.suppress(Exception):
                 slot.close()
-
-    def _spin(self) -> None:
-        if self._poll is not None:
-            end = time.perf_counter_ns() + SPIN_NS
-            while not self._poll.poll(0) and time.perf_counter_ns() < end:
-                pass
 
     def _read_frame(self) -> tuple[dict[str, Any], Arrays]:
         frame = bytearray([wire.FRAME])
@@ -202,8 +196,6 @@ class Worker:
         """Take the factory; one worker also builds a world to say what they are like."""
         self._factory, spec = wire.from_bytes(arrays["factory"])
         if spec is not None:
-            import rlgym.envs.toy  # noqa: F401  # what it registers must not find its ids taken
-
             gymnasium.registry.setdefault(spec.id, spec)
         if not inspect:
             return {}, {}
@@ -352,6 +344,12 @@ class Worker:
             for slot in self._slots
         ]
         return {}, encode(records, self._unused(len(records)), self._action_layout)
+
+    def do_episode(self, arrays: Arrays, slot: int, ended: bool) -> tuple[Any, Arrays]:
+        """One slot's episode as it stands now, or the one that it ended last."""
+        own = self._slot(slot)
+        record = own.ended if ended else own.record()
+        return {}, encode([record], self._unused(1), self._action_layout)
 
     def do_replay(self, arrays: Arrays, fresh: list[int]) -> tuple[Any, Arrays]:
         """Replay the given episodes; a new one with its fresh seed where that fails."""

@@ -98,12 +98,19 @@ def test_skip_ends_the_episode_as_a_lost_one(fault, output, tmp_path, capsys):
     assert replay_dump(path, rlgym.make).step == 4
 
 
-def test_skip_in_one_group_while_the_other_steps():
+@pytest.mark.parametrize("backend", ["sync", "process"])
+def test_skip_in_one_group_while_the_other_steps(backend, tmp_path, capsys):
     options = {"fault": "nan", "at_step": 2, "only_seed": 10, "length": 9}
     inner = rlgym.make_vec(
-        "rlgym/NaN-v0", 4, backend="sync", seed=10, num_groups=2, env_kwargs=options
+        "rlgym/NaN-v0",
+        4,
+        backend=backend,
+        seed=10,
+        num_groups=2,
+        num_workers=2,
+        env_kwargs=options,
     )
-    env = NaNGuard(inner, "skip")
+    env = NaNGuard(inner, "skip", tmp_path)
     env.reset()
     pair = ACTIONS[:2]
     env.send(pair, 0)
@@ -112,27 +119,59 @@ def test_skip_in_one_group_while_the_other_steps():
     env.send(pair, 0)
     env.recv(1)
     env.send(pair, 1)
-    _, _, _, truncated, _ = env.recv(0)
+    first, _, _, truncated, _ = env.recv(0)
     assert truncated.tolist() == [True, False]
+    assert first[:, 1].tolist() == [0.0, 2.0]
+    env.send(pair, 0)
     obs, _, _, truncated, _ = env.recv(1)
     assert truncated.tolist() == [False, False]
     assert obs[:, 1].tolist() == [2.0, 2.0]
+    assert env.recv(0)[0][:, 1].tolist() == [1.0, 3.0]
+    assert replay_dump(next(tmp_path.iterdir()), rlgym.make).step == 2
+    env.close()
 
 
-def test_a_final_observation_is_watched_too():
+@pytest.mark.parametrize("backend", ["sync", "process"])
+@pytest.mark.parametrize("policy", ["halt", "skip"])
+def test_a_final_observation_is_watched_too(backend, policy, tmp_path):
     """NaN in the very step that ends an episode shows in `final_obs` only."""
-    env = NaNGuard(make(at_step=9, length=8), "skip")
+    options = {"fault": "nan", "at_step": 9, "only_seed": 11, "length": 8}
+    inner = rlgym.make_vec(
+        "rlgym/NaN-v0", 3, backend=backend, seed=10, num_workers=1, env_kwargs=options
+    )
+    env = NaNGuard(inner, policy, tmp_path)
     env.reset()
     name = int(np.random.default_rng(11).integers(1000))
     assert 8 + name % 3 == 9  # the step of the fault is the episode's last
     for _ in range(8):
         obs, *_ = env.step(ACTIONS)
     last = obs[1].clone()
-    *_, truncated, info = env.step(ACTIONS)
-    assert truncated[1]
-    assert not info["active"][1]
-    assert torch.equal(info["final_obs"][1], last)
-    assert env.health["nan_skips"] == 1
+    if policy == "halt":
+        with pytest.raises(WorldError, match="slot 1: final observation is not finite"):
+            env.step(ACTIONS)
+    else:
+        *_, truncated, info = env.step(ACTIONS)
+        assert truncated[1]
+        assert not info["active"][1]
+        assert torch.equal(info["final_obs"][1], last)
+        assert env.health["nan_skips"] == 1
+    replay = replay_dump(next(tmp_path.iterdir()), rlgym.make)
+    assert (replay.step, replay.what) == (9, "observation")
+    env.close()
+
+
+def test_the_guard_moves_no_mark(tmp_path):
+    """A run that halts can still be saved as it stood at its last update."""
+    env = NaNGuard(make(), "halt", tmp_path)
+    env.reset()
+    env.step(ACTIONS)
+    env.mark()
+    then = env.snapshot(at_mark=True)
+    with pytest.raises(WorldError):
+        for _ in range(3):
+            env.step(ACTIONS)
+    now = env.snapshot(at_mark=True)
+    assert all(np.array_equal(then[key], now[key]) for key in then)
 
 
 @pytest.mark.parametrize("policy", ["halt", "skip"])
