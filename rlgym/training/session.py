@@ -162,6 +162,7 @@ class Run:
                 except Interrupted as interrupted:
                     self.stopped = str(interrupted)
                     self._save_boundary()
+                    self.logger.note(f"{self.stopped}; rlgym resume {self.run_dir} continues it")
                 except Exception:
                     self._save_boundary()  # a world that fails for good must not cost the run
                     raise
@@ -212,6 +213,8 @@ class Run:
         if self.state.saved_at < self.state.env_steps:
             self.save()
         self.call_hooks("on_end")
+        score = "" if self.result is None else f", score {self.result.mean:.5g}"
+        self.logger.note(f"{self.stopped}{score}; the run is in {self.run_dir}")
 
     def call_hooks(self, name: str, *values: Any) -> bool:
         """Call a method of every hook that has it; True when one returned True."""
@@ -308,9 +311,9 @@ class Run:
             score = sum(state.returns) / len(state.returns)
             is_best = state.best_score is None or score > state.best_score
             state.best_score = score if is_best else state.best_score
-        self._marked_state = state.document()
+        self._marked_state = marked = state.document()
         with self._saving:
-            self._write(self.env.snapshot(at_mark=True), is_best)
+            self._write(marked, self.env.snapshot(at_mark=True), is_best)
 
     def _save_boundary(self) -> None:
         """Save the last boundary from wherever the run stands now, if it can still be described."""

@@ -79,14 +79,15 @@ class RunState:
         state = cls()
         try:
             for item in fields(cls):
-                value, old = document[item.name], getattr(state, item.name)
-                if isinstance(old, deque):
-                    old.extend(float(number) for number in value)
-                elif isinstance(old, dict):
+                value: Any = document[item.name]
+                default = getattr(state, item.name)
+                if isinstance(default, deque):
+                    default.extend(float(number) for number in value)
+                elif isinstance(default, dict):
                     state.health = {str(key): int(count) for key, count in value.items()}
-                else:
-                    number = None if value is None and old is None else float(value)
-                    setattr(state, item.name, int(value) if isinstance(old, int) else number)
+                elif value is not None or default is not None:
+                    kind = int if isinstance(default, int) else float
+                    setattr(state, item.name, kind(value))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"state.json of the checkpoint is not a run's ({error!r}): use another checkpoint"
