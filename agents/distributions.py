@@ -69,8 +69,8 @@ class Distribution(Protocol):
         ...
 
 
-def make_distribution(layout: Layout, cfg: NetworkConfig, latent_size: int) -> Distribution:
-    """Choose the distribution of an action space.
+def make_distribution(layout: Layout, cfg: NetworkConfig, latent_size: int) -> Any:
+    """Choose the distribution of an action space: a `Distribution` that is also an nn.Module.
 
     Args:
         layout: leaves of the action space.
@@ -183,6 +183,7 @@ class MultiCategorical(nn.Module):
     """Independent choices (MultiDiscrete of any shape)."""
 
     latent_size = 0
+    start: Tensor
 
     def __init__(self, leaf: Leaf) -> None:
         super().__init__()
@@ -278,7 +279,7 @@ class Joint(nn.Module):
     def __init__(self, keys: list[str], parts: list[Any]) -> None:
         super().__init__()
         self.keys = keys
-        self.parts = nn.ModuleList(parts)
+        self.parts: Any = nn.ModuleList(parts)
         self.num_params = sum(part.num_params for part in parts)
         self.noise_size = sum(part.noise_size for part in parts)
         self.mask_size = sum(part.mask_size for part in parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -68,7 +69,7 @@ class Preparation(nn.Module):
         for i, leaf in enumerate(layout.leaves):
             if cfg.normalize_obs and isinstance(leaf.space, spaces.Box) and not leaf.is_image:
                 self.obs_norm[_norm_name(i, leaf)] = RunningMeanStd(leaf.shape, cfg.obs_clip)
-        self._norm_of = {
+        self._norm_of: dict[str, Any] = {
             leaf.key: self.obs_norm[_norm_name(i, leaf)]
             for i, leaf in enumerate(layout.leaves)
             if _norm_name(i, leaf) in self.obs_norm

@@ -83,7 +83,7 @@ class FlatAdam:
         return norm
 
     def _fused(self, shrink: Tensor, found_inf: Tensor) -> None:
-        torch._fused_adam_(
+        torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
             [self.flat],
             [self.grad],
             [self.exp_avg],
