@@ -6,6 +6,7 @@ wrong flag and a wrong line of a file get the same one-line error. tyro draws th
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar, cast, get_origin
 
@@ -114,7 +115,7 @@ def show_help(kind: type, prog: str, default: Any = None, description: str = "")
     import tyro
 
     extra = {} if default is None else {"default": default}
-    text = description or (kind.__doc__ or "")
+    text = description or inspect.cleandoc(kind.__doc__ or "")
     # A config's switches take true or false; a verb's are on when they are there.
     switches = tyro.conf.FlagCreatePairsOff if default is None else tyro.conf.FlagConversionOff
     style = (switches, tyro.conf.PositionalMetavarFromFieldName)
