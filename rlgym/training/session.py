@@ -331,15 +331,13 @@ class Run:
             except Exception as error:
                 worlds = {}
                 self.logger.note(f"the worlds' state could not be saved: {error}")
-            self._write(worlds, is_best=False)
+            self._write(marked, worlds, is_best=False)
 
-    def _write(self, worlds: dict[str, np.ndarray], is_best: bool) -> None:
-        assert self._marked_state is not None
-        step = self._marked_state["env_steps"]
-        learner = self._marked_learner or self.learner.state_dict()
+    def _write(self, marked: dict[str, Any], worlds: dict[str, np.ndarray], is_best: bool) -> None:
+        step = marked["env_steps"]
         snapshot = Snapshot(
-            state=self._marked_state,
-            learner=learner,
+            state=marked,
+            learner=self._marked_learner or self.learner.state_dict(),
             collector=self.collector.state(),
             shuffle=self._marked_shuffle,
             worlds=worlds,

@@ -85,9 +85,10 @@ class RunState:
                     default.extend(float(number) for number in value)
                 elif isinstance(default, dict):
                     state.health = {str(key): int(count) for key, count in value.items()}
-                elif value is not None or default is not None:
-                    kind = int if isinstance(default, int) else float
-                    setattr(state, item.name, kind(value))
+                elif isinstance(default, int):
+                    setattr(state, item.name, int(value))
+                elif value is not None:
+                    setattr(state, item.name, float(value))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(
                 f"state.json of the checkpoint is not a run's ({error!r}): use another checkpoint"
