@@ -60,6 +60,7 @@ class NaNGuard(VectorWrapper):
         self._float_keys = {leaf.key for leaf in env.obs_layout.leaves if leaf.dtype.kind == "f"}
         arrays = env.obs_layout.alloc(self.num_envs)
         self._last = map_tree(lambda array: torch.from_numpy(array).to(self.device), arrays)
+        self._watched: dict[tuple[int, int], list[tuple[np.ndarray, np.ndarray]]] = {}
         # sums of the episodes before the present step, which a NaN has not reached
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
@@ -73,11 +74,8 @@ class NaNGuard(VectorWrapper):
         return obs
 
     def _on_step(self, batch: Batch, rows: slice) -> None:
-        total = float(batch.reward.sum()) + self._sum(batch.obs)
-        done = batch.done
-        if done.any():
-            total += self._sum(map_tree(lambda a: a[done], batch.info["final_obs"]))
-        if not math.isfinite(total):  # or finite numbers overflowed in the sum: look closely
+        if not self._looks_finite(rows):
+            done = batch.done
             found = self._find(batch.obs)
             lasts = map_tree(
                 lambda a: torch.where(_column(done, a), a, torch.zeros_like(a)),
@@ -90,6 +88,23 @@ class NaNGuard(VectorWrapper):
         if self.policy == "skip":
             self._remember(batch.obs, rows)
 
+    def _looks_finite(self, rows: slice) -> bool:
+        """False when a value may not be finite: a dot product with ones hides neither NaN nor inf.
+
+        It costs a microsecond, where `isfinite().all()` costs five. Rows of `final_obs` that do not
+        count hold older final observations, which are finite.
+        """
+        key = (rows.start, rows.stop)
+        if key not in self._watched:
+            self._watched[key] = self._flat_views(rows)
+        return all(math.isfinite(np.dot(view, ones)) for view, ones in self._watched[key])
+
+    def _flat_views(self, rows: slice) -> list[tuple[np.ndarray, np.ndarray]]:
+        arrays = self.env.arrays  # the same for life
+        parts = [*tree_items(arrays.obs), *tree_items(arrays.final_obs), ("", arrays.reward)]
+        flat = [part[rows].reshape(-1) for _, part in parts if part.dtype.kind == "f"]
+        return [(view, np.ones_like(view)) for view in flat]
+
     def _act(self, batch: Batch, row: int, slot: int, what: str) -> None:
         ended = bool(batch.done[row])
         report = self._report(slot, what, self._dump(slot, what, ended))
@@ -100,8 +115,10 @@ class NaNGuard(VectorWrapper):
         if not ended or row in self._find(batch.obs):
             self._restart(batch.obs, batch.info, row, slot)
         lasts = dict(tree_items(self._last))
+        own = dict(tree_items(self.env.arrays.final_obs))
         for key, final in tree_items(batch.info["final_obs"]):
             final[row] = lasts[key][slot]
+            own[key][slot] = lasts[key][slot].cpu()  # where the output is a copy of it
         batch.reward[row] = 0.0
         batch.terminated[row] = False
         batch.truncated[row] = True
@@ -136,9 +153,6 @@ class NaNGuard(VectorWrapper):
         self._lengths[rows] = self.env._lengths[rows]
 
     # ------------------------------------------------------------------ looking and telling
-    def _sum(self, tree: Tree[torch.Tensor]) -> float:
-        return sum(float(a.sum()) for key, a in tree_items(tree) if key in self._float_keys)
-
     def _find(self, tree: Tree[torch.Tensor]) -> dict[int, str]:
         """Rows that are not finite, with the name of what is not."""
         return {

@@ -85,6 +85,7 @@ def test_skip_ends_the_episode_as_a_lost_one(fault, output, tmp_path, capsys):
     assert obs[1, 1] == 0  # a new episode
     assert torch.as_tensor(obs).isfinite().all()
     assert env.health["nan_skips"] == 1
+    assert np.isfinite(inner.arrays.final_obs).all()
     if output == "numpy":
         assert info["_final_obs"].tolist() == [False, True, False]
     for t in range(1, 5):  # the new episode goes on
