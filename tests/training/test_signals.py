@@ -188,3 +188,64 @@ def test_outside_the_main_thread_nothing_is_installed():
     thread.start()
     thread.join()
     assert seen == [True]
+
+
+class KillDuringUpdate:
+    """Hook that sends SIGTERM between two minibatches of the third update."""
+
+    def on_start(self, run):
+        step, calls = run.learner.optimizer.step, []
+
+        def step_and_kill(*args):
+            calls.append(1)
+            result = step(*args)
+            if len(calls) == 2 * 6 + 3:  # 2 epochs of 3 minibatches an update
+                os.kill(os.getpid(), signal.SIGTERM)
+            return result
+
+        run.learner.optimizer.step = step_and_kill
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_signal_during_an_update(slow, tmp_path, monkeypatch):
+    """A slow update is dropped with its rollout; a quick one is finished first."""
+    monkeypatch.setattr("rlgym.training.session.SLOW_UPDATE", -1.0 if slow else 1e9)
+    whole = train("Pendulum-v1", tmp_path / "whole", backend="sync", total_steps=800)
+    with pytest.raises(SystemExit) as ended:
+        train(
+            "Pendulum-v1",
+            tmp_path / "cut",
+            KillDuringUpdate(),
+            backend="sync",
+            total_steps=800,
+            checkpoint={"every": 0},
+        )
+    assert ended.value.code == 143
+    assert checkpoint.newest(tmp_path / "cut").step == (192 if slow else 288)
+    run = rlgym.resume(tmp_path / "cut", console="off")
+    assert digest(run) == digest(whole)
+
+
+class KillDuringEvaluation:
+    def on_start(self, run):
+        act, calls = run.policy.act, []
+
+        def act_and_kill(*args, **kwargs):
+            calls.append(kwargs.get("deterministic", False))
+            if calls.count(True) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return act(*args, **kwargs)
+
+        run.policy.act = act_and_kill
+
+
+def test_signal_during_an_evaluation_repeats_it_on_resume(tmp_path):
+    whole = train("CartPole-v1", tmp_path / "whole", backend="sync", total_steps=800)
+    with pytest.raises(SystemExit):
+        train(
+            "CartPole-v1", tmp_path / "cut", KillDuringEvaluation(), backend="sync", total_steps=800
+        )
+    assert checkpoint.newest(tmp_path / "cut").step == 576
+    run = rlgym.resume(tmp_path / "cut", console="off")
+    assert digest(run) == digest(whole)
+    assert scalars(tmp_path / "cut") == scalars(tmp_path / "whole")
