@@ -45,6 +45,8 @@ main(config)
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """One thread per worker unless the user said otherwise: there is a worker per core already."""
 _READ = 1 << 16
+_SPIN = 200_000
+"""Nanoseconds that parent and workers look for news before they sleep, if each has its own core."""
 
 # Linux sends a worker its death signal when the THREAD that started it ends, so a worker that is
 # started outside the main thread is started by one that lives as long as the process.
@@ -95,6 +97,7 @@ class Link:
             "parent": os.getpid(),
             "number": self.number,
             "trace": self._trace,
+            "spin": inbox.spin,
         }
         options: dict[str, Any] = (
             {"creationflags": 0x08000000}  # CREATE_NO_WINDOW
@@ -173,8 +176,10 @@ class Link:
     # ------------------------------------------------------------------ writing
     def post(self, byte: bytes) -> None:
         """Write one byte; a worker that is gone is noticed by whoever waits for it."""
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105  # suppress() would cost as much as the write
             os.write(self._commands, byte)
+        except OSError:
+            pass
 
     def write(self, frame: bytes, inbox: Inbox, deadline: float) -> None:
         """Write a frame, reading meanwhile: the worker may be writing as well."""
@@ -220,10 +225,12 @@ class Link:
 class Inbox:
     """Waits for the pipes of all workers at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, spin: int) -> None:
         """Begin with none."""
+        self.spin = spin
         self._links: dict[int, Link] = {}
         self._poll = select.poll()
+        self._spinner = wire.Spinner(self._poll, spin)
 
     def add(self, pipe: int, link: Link) -> None:
         """Hear what `link` writes into `pipe`."""
@@ -239,7 +246,7 @@ class Inbox:
     def pump(self, seconds: float) -> None:
         """Wait until some worker writes, at most `seconds`, and hand over what there is."""
         links = self._links
-        for pipe, _ in self._poll.poll(seconds * 1000.0):
+        for pipe, _ in self._spinner.wait(seconds * 1000.0):
             link = links[pipe]
             data = os.read(pipe, _READ)
             link.feed(data)
@@ -252,6 +259,7 @@ class ThreadInbox(Inbox):
 
     def __init__(self) -> None:
         """Begin with none."""
+        self.spin = 0
         self._links: dict[int, Link] = {}
         self._queue: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
         self._count = 0
@@ -298,7 +306,8 @@ class Crew:
         """Start every worker."""
         self.links = links
         self.slab = Slab()
-        self.inbox = Inbox() if hasattr(select, "poll") else ThreadInbox()
+        spin = _SPIN if _cores() > len(links) else 0
+        self.inbox = Inbox(spin) if hasattr(select, "poll") else ThreadInbox()
         self._owner = os.getpid()
         try:
             for link in links:
@@ -344,6 +353,13 @@ def shares(num_envs: int, num_groups: int, num_workers: int) -> list[list[tuple[
             parts[group][worker] = (group * size + start, group * size + stop)
     by_worker = [[part[worker] for part in parts] for worker in range(num_workers)]
     return [rows for rows in by_worker if any(stop > start for start, stop in rows)]
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _ending(status: int) -> str:

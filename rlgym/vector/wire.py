@@ -14,6 +14,7 @@ import json
 import math
 import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -35,6 +36,41 @@ MAX_GROUPS = 250
 _HEAD = struct.Struct("<QI")  # length of what follows the length, length of the document
 HEAD_SIZE = 1 + _HEAD.size
 """Bytes of a frame before its document."""
+
+
+class Spinner:
+    """Waits for pipes: looks at them for a moment before it sleeps, as long as that pays.
+
+    After a sleep a core runs Python at about half its speed for a while, and waking takes some 40
+    us. Looking costs a core, so a look in vain is followed by ever longer spells without any.
+
+    Args:
+        poller: a `select.poll` on which the pipes are registered.
+        nanoseconds: length of a look; 0 for none.
+    """
+
+    def __init__(self, poller: Any, nanoseconds: int) -> None:
+        """Begin by looking."""
+        self._poll = poller.poll
+        self._length = nanoseconds
+        self._skip = self._spell = 0
+
+    def wait(self, milliseconds: float | None) -> list[tuple[int, int]]:
+        """What `poll` gives: the pipes that have something, none after the given time."""
+        if not self._length:
+            return self._poll(milliseconds)
+        if self._skip:
+            self._skip -= 1
+            return self._poll(milliseconds)
+        poll, clock = self._poll, time.perf_counter_ns
+        end = clock() + self._length
+        while not (ready := poll(0)):
+            if clock() > end:
+                self._spell = min(2 * self._spell + 1, 127)
+                self._skip = self._spell
+                return poll(milliseconds)
+        self._spell >>= 1
+        return ready
 
 
 def pack(document: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> bytes:
