@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -9,19 +10,25 @@ import numpy as np
 
 import rlgym.envs.toy
 from rlgym.errors import ContractError, StateError
+from rlgym.registry import VECTOR_ENTRY_POINTS, make_vec
 from rlgym.spaces import map_tree
 from rlgym.vector.contract import VectorEnv
 
 
 def register() -> None:
-    """Register every rlgym world with Gymnasium as `rlgym/...`; importing this module does it too.
+    """Register every rlgym world with Gymnasium; importing this module does it too.
 
+    Worlds that are batches already come as a `SingleEnv` of one slot.
     `gymnasium.make("rlgym.interop.gymnasium:rlgym/Memory-v0")` needs no import at all.
     """
     rlgym.envs.toy.register()
+    for world_id in VECTOR_ENTRY_POINTS:
+        if world_id not in gymnasium.registry:
+            gymnasium.register(world_id, entry_point=partial(_single, world_id))
 
 
-register()
+def _single(world_id: str, **kwargs: Any) -> SingleEnv:
+    return SingleEnv(make_vec(world_id, 1, env_kwargs=kwargs))
 
 
 class SingleEnv(gymnasium.Env):
@@ -111,3 +118,6 @@ class SingleEnv(gymnasium.Env):
 
 def _array(value: Any) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else value.numpy(force=True)
+
+
+register()

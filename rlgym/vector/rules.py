@@ -166,11 +166,12 @@ def rule_statistics(trial: Trial) -> Found:
 def rule_final_obs(trial: Trial) -> Found:
     """An ending step shows the old episode in `final_obs` and the new one in `obs`."""
     layout, before = trial.env.obs_layout, trial.first_obs
-    equal, endings, moves = 0, 0, False
+    equal, endings, still, others = 0, 0, 0, 1
     for frame in trial.frames:
         for row in range(trial.env.num_envs):
             if not frame.done[row]:
-                moves |= not same(_row(before, row), _row(frame.obs, row))
+                others += 1
+                still += same(_row(before, row), _row(frame.obs, row))
                 continue
             endings += 1
             equal += same(_row(frame.info["final_obs"], row), _row(frame.obs, row))
@@ -179,7 +180,8 @@ def rule_final_obs(trial: Trial) -> Found:
                 yield "error", f"final_obs {problem}: copy the episode's last observation there"
                 return
         before = frame.obs
-    if endings > 1 and equal == endings and moves:
+    chance = (still / others) ** endings  # that a world with few observations looks like this
+    if endings and equal == endings and chance < 1e-3:
         yield (
             "error",
             f"final_obs equals obs at all {endings} endings: obs must be the next episode's first "
@@ -280,10 +282,10 @@ def rule_seeds(trial: Trial) -> Found:
 
 def rule_reset_without_seed(trial: Trial) -> Found:
     """A reset without seed goes on: it does not begin the same episode again."""
-    starts = [trial.reset(trial.seed), *(trial.reset(None) for _ in range(4))]
-    repeated = all(same(starts[0], start) for start in starts[1:])
-    other = same(starts[0], trial.reset(trial.seed + 1234))
-    if repeated and not other:
+    start = trial.reset(trial.seed)
+    if any(not same(start, trial.reset(None)) for _ in range(10)):
+        return
+    if not same(start, trial.reset(trial.seed + 1234)):
         yield "error", "reset() without seed repeats the seeded episode: let the generators go on"
 
 

@@ -210,7 +210,7 @@ def _sample(leaf: Leaf, rng: np.random.Generator, mask: np.ndarray) -> np.ndarra
 def outside(layout: Layout, tree: Tree[np.ndarray], row: int) -> str | None:
     """Say which leaf of row `row` is not in its space, and why; None when all are."""
     for (key, array), leaf in zip(tree_items(tree), layout.leaves, strict=True):
-        value = array[row].astype(leaf.space.dtype)
+        value = np.asarray(array[row], leaf.space.dtype)
         if not leaf.space.contains(
             int(value) if isinstance(leaf.space, spaces.Discrete) else value
         ):

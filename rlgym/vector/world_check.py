@@ -208,8 +208,9 @@ class Walk:
             if value.dtype.kind == "f" and not np.isfinite(value).all():
                 yield "error", f"{name} is not finite: {_short(value)}; correct the world"
                 continue
-            native = value.astype(leaf.space.dtype)
-            if not leaf.space.contains(int(native) if leaf.space.shape == () else native):
+            native = np.asarray(value, leaf.space.dtype)
+            whole = isinstance(leaf.space, gymnasium.spaces.Discrete)
+            if not leaf.space.contains(int(native) if whole else native):
                 bad = _short(value)
                 yield "error", f"{name} = {bad} is outside {leaf.space}: correct the space"
             if leaf.dtype.kind == "f" and value.size:

@@ -1,12 +1,15 @@
 """Every backend, with every kind of world, passes the contract's own tests."""
 
 import pytest
+from hypothesis import given, settings
 
 import rlgym
 from rlgym.vector import contract
 from rlgym.vector.conformance import check
 from rlgym.vector.guard import NaNGuard
+from rlgym.vector.sync import SyncVectorEnv
 from rlgym.vector.wrappers import ClipReward, FrameStack, RewardNormalize, RewardScale
+from tests.random_worlds import SPACES, RandomWorld
 
 WORLDS = [
     "CartPole-v1",
@@ -73,3 +76,17 @@ def test_an_env_that_is_handed_over_stays_open():
     assert contract.check(env, steps=30) == []
     env.reset()
     env.close()
+
+
+@settings(max_examples=8)
+@given(observation=SPACES, action=SPACES)
+def test_random_spaces(observation, action):
+    def world():
+        return RandomWorld(observation, action)
+
+    for output in ("torch", "numpy"):
+
+        def env(output=output):
+            return FrameStack(SyncVectorEnv(world, 2, num_groups=2, output=output), 2)
+
+        assert check(env, steps=20) == []

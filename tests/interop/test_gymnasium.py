@@ -7,16 +7,18 @@ import warnings
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as vector_wrappers
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import rlgym
+import rlgym.vector.sync
+from rlgym.envs.toy.counter import Counter
 from rlgym.errors import ContractError, StateError
-from rlgym.interop.gymnasium import SingleEnv
+from rlgym.interop.gymnasium import SingleEnv, register
+from rlgym.registry import VECTOR_ENTRY_POINTS
+from tests.random_worlds import SPACES, RandomWorld
 
 
 def make_numpy(world, num_envs=3, **kwargs):
@@ -187,6 +189,20 @@ def _allowed(world, mask, rng):
     return np.array([rng.choice(np.flatnonzero(part)) for part in parts])
 
 
+def test_a_world_that_is_a_batch_already(monkeypatch):
+    def batch(num_envs, length=5, **kwargs):
+        return rlgym.vector.sync.SyncVectorEnv(lambda: Counter(length), num_envs, **kwargs)
+
+    monkeypatch.setitem(VECTOR_ENTRY_POINTS, "lab/Batch-v0", batch)
+    register()
+    env = gymnasium.make("lab/Batch-v0", length=2)
+    assert isinstance(env.unwrapped, SingleEnv)
+    env.reset(seed=0)
+    assert env.step(1)[1] == 1.5
+    env.close()
+    del gymnasium.registry["lab/Batch-v0"]
+
+
 def test_single_env_passes_gymnasiums_checker():
     env = SingleEnv(rlgym.make_vec("CartPole-v1", 1, backend="sync"))
     with warnings.catch_warnings():
@@ -197,64 +213,6 @@ def test_single_env_passes_gymnasiums_checker():
 
 
 # ---------------------------------------------------------------------- random spaces
-class RandomWorld(gymnasium.Env):
-    """Draws observations of any space from np_random; episodes end at random."""
-
-    def __init__(self, observation_space, action_space):
-        self.observation_space, self.action_space = observation_space, action_space
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return self._draw(self.observation_space), {}
-
-    def step(self, action):
-        assert self.action_space.contains(action), action
-        dice = self.np_random.random(3)
-        terminated, truncated = bool(dice[0] < 0.2), bool(dice[1] < 0.2)
-        return self._draw(self.observation_space), float(dice[2]), terminated, truncated, {}
-
-    def _draw(self, space):
-        rng = self.np_random
-        if isinstance(space, spaces.Dict):
-            return {key: self._draw(part) for key, part in space.spaces.items()}
-        if isinstance(space, spaces.Tuple):
-            return tuple(self._draw(part) for part in space.spaces)
-        if isinstance(space, spaces.Discrete):
-            return space.dtype.type(rng.integers(space.n) + space.start)
-        if isinstance(space, spaces.MultiDiscrete):
-            return (rng.integers(space.nvec) + space.start).astype(space.dtype)
-        if isinstance(space, spaces.MultiBinary):
-            return rng.integers(0, 2, space.shape).astype(space.dtype)
-        if space.dtype.kind in "iu":
-            return rng.integers(space.low, space.high, endpoint=True).astype(space.dtype)
-        return rng.uniform(-1, 1, space.shape).astype(space.dtype)
-
-
-SHAPES = st.lists(st.integers(1, 3), max_size=3).map(tuple)
-LEAVES = st.one_of(
-    st.builds(lambda shape: spaces.Box(-1, 1, shape, np.float32), SHAPES),
-    st.builds(lambda shape: spaces.Box(-np.inf, np.inf, shape, np.float32), SHAPES),
-    st.builds(lambda shape: spaces.Box(0, 255, shape, np.uint8), SHAPES),
-    st.builds(lambda shape: spaces.Box(-5, 5, shape, np.int32), SHAPES),
-    st.builds(
-        lambda n, start: spaces.Discrete(n, start=start), st.integers(1, 5), st.integers(-2, 2)
-    ),
-    st.builds(spaces.MultiBinary, st.integers(1, 4)),
-    st.builds(lambda shape: spaces.MultiBinary(list(shape)), SHAPES.filter(len)),
-    st.builds(spaces.MultiDiscrete, st.lists(st.integers(1, 4), min_size=1, max_size=3)),
-)
-SPACES = st.recursive(
-    LEAVES,
-    lambda inner: st.one_of(
-        st.lists(inner, min_size=1, max_size=3).map(spaces.Tuple),
-        st.dictionaries(
-            st.sampled_from(["a", "b c", "d.e", "zeta"]), inner, min_size=1, max_size=3
-        ).map(spaces.Dict),
-    ),
-    max_leaves=5,
-)
-
-
 @settings(max_examples=60)
 @given(observation=SPACES, action=SPACES)
 def test_random_spaces_equal_gymnasiums_sync(observation, action):
