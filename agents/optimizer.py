@@ -47,7 +47,7 @@ class FlatAdam:
         device = self.flat.device
         self.steps = torch.zeros((), device=device)
         self.learning_rate = torch.full((), float(learning_rate), device=device)
-        self._one = torch.ones((), device=device)
+        self._zero, self._one = torch.zeros((), device=device), torch.ones((), device=device)
         begin = 0
         for parameter in self.parameters:
             end = begin + parameter.numel()
@@ -73,11 +73,10 @@ class FlatAdam:
         ahead = norm < torch.inf  # False for NaN too
         if hold is not None:
             ahead = ahead & ~hold
-        moves = ahead.to(torch.float32)
-        self.steps.add_(moves)
+        self.steps.add_(ahead)
         shrink = norm.add(1e-6).div_(max_norm).clamp_(min=1.0)  # as clip_grad_norm_ rounds it
         if self.flat.device.type in _FUSED:
-            self._fused(shrink, self._one - moves)
+            self._fused(shrink, torch.where(ahead, self._zero, self._one))
         else:
             self._plain(shrink, ahead)
         return norm

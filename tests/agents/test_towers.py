@@ -31,8 +31,8 @@ def plain(towers, x):
             weight, bias = getattr(towers, f"weight_{i}"), getattr(towers, f"bias_{i}")
             h = ACTIVATIONS[towers.activation](h @ weight[half] + bias[half])
         halves.append(h)
-    actor = halves[0] @ towers.actor_weight + towers.actor_bias
-    critic = halves[1] @ towers.critic_weight + towers.critic_bias
+    actor = halves[0] @ towers.actor_weight.t() + towers.actor_bias
+    critic = halves[1] @ towers.critic_weight.t() + towers.critic_bias
     return actor, critic.squeeze(1), halves[0]
 
 
@@ -86,6 +86,15 @@ def test_float32_activations_are_exact_to_rounding():
             got, want = towers(x), plain(towers, x)
         torch.testing.assert_close(got[0], want[0], atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(got[1], want[1], atol=2e-6, rtol=1e-5)
+
+
+def test_a_long_batch_is_the_sum_of_its_parts():
+    towers = build().float()
+    x = torch.randn(2500, 5)
+    with torch.no_grad():
+        whole, parts = towers(x), [towers(rows) for rows in x.split(700)]
+    for i in range(3):
+        torch.testing.assert_close(whole[i], torch.cat([part[i] for part in parts]))
 
 
 def test_privileged_columns_never_reach_the_actor():
