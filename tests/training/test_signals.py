@@ -104,28 +104,37 @@ def test_ctrl_c_says_what_it_does_and_exits_with_130(tmp_path):
     assert saved.step == scalars(tmp_path)[-1]["step"]
 
 
-@pytest.mark.parametrize("how", ["sleep", "c", "swallow"])
-def test_stuck_world_does_not_keep_the_run_from_saving(how, tmp_path):
-    settings = {"env": {"how": how, "at_step": 60}, "total_steps": 10**6, "eval": {"every": 0}}
-    process = start(HANGING, tmp_path, backend="sync", **settings)
-    wait_for_lines(tmp_path, 2, process)  # 24 steps each; the third rollout hangs
-    time.sleep(1.0)
-    process.send_signal(signal.SIGTERM)
-    code, seconds = finish(process)
-    assert code == 143
-    assert how != "sleep" or seconds < 4
-    assert checkpoint.newest(tmp_path).step == 192
+STUCK = {
+    "sleep": {"backend": "sync", "how": "sleep"},
+    "c": {"backend": "sync", "how": "c"},
+    "swallow": {"backend": "sync", "how": "swallow"},
+    "worker": {"backend": "process", "how": "c"},
+}
 
 
-def test_stuck_worker_process_does_not_keep_the_run_from_saving(tmp_path):
-    settings = {"env": {"how": "c", "at_step": 60}, "total_steps": 10**6, "eval": {"every": 0}}
-    process = start(HANGING, tmp_path, backend="process", num_workers=2, **settings)
-    wait_for_lines(tmp_path, 2, process)
+def test_stuck_world_does_not_keep_the_run_from_saving(tmp_path):
+    processes = {}  # all at once: most of the time is waiting
+    for name, case in STUCK.items():
+        processes[name] = start(
+            HANGING,
+            tmp_path / name,
+            backend=case["backend"],
+            env={"how": case["how"], "at_step": 60},
+            total_steps=10**6,
+            eval={"every": 0},
+        )
+    for name, process in processes.items():
+        wait_for_lines(tmp_path / name, 2, process)  # 24 steps each; the third rollout hangs
     time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    code, _ = finish(process)
-    assert code == 130
-    assert checkpoint.newest(tmp_path).step == 192
+    sent = time.monotonic()
+    for process in processes.values():
+        process.send_signal(signal.SIGTERM)
+    for name, process in processes.items():
+        code, _ = finish(process, sent + 10.0 - time.monotonic())
+        assert code == 143, name
+        assert name != "sleep" or time.monotonic() < sent + 5.0
+        assert checkpoint.newest(tmp_path / name).step == 192, name
+        assert name != "worker" or process.stderr.read().count("SIGTERM") == 1
 
 
 def test_second_signal_exits_at_once(tmp_path):
