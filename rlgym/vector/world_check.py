@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from rlgym.errors import SpaceError, UserError
+from rlgym.errors import SpaceError, UserError, WorldError
 from rlgym.spaces import Layout, tree_items
 from rlgym.vector.arrays import StepArrays
 from rlgym.vector.slot import Slot, inspect_world, step_slots
@@ -122,39 +122,77 @@ def rule_replay(world: gymnasium.Env, factory: Any, steps: int, seconds: float, 
     traits = inspect_world(world)
     obs_layout, action_layout = Layout(world.observation_space), Layout(world.action_space)
     mask_size = action_layout.mask_size if traits.has_mask else 0
-    arrays = StepArrays.alloc(1, obs_layout, action_layout, mask_size, len(traits.reward_terms))
-    slot = Slot(lambda: world, 0, obs_layout, action_layout, traits, ())
-    slot.reset(seed, None, arrays, 0)
-    rng = np.random.default_rng(seed)
-    until = time.perf_counter() + seconds
-    for _ in range(steps):
-        if time.perf_counter() > until:
-            break
-        mask = arrays.action_mask[0] if mask_size else None
-        for (_, array), value in zip(
-            tree_items(arrays.actions), sample_action(action_layout, rng, mask), strict=True
-        ):
-            array[0] = value
-        losses = step_slots([slot], arrays, 0)
-        if losses:
-            yield "error", f"the world raised {losses[0].reason}"
-            return
-        if slot.episode.seed is None and len(slot.episode.actions) >= 3:
-            break
-    last = {key: array.copy() for key, array in tree_items(arrays.obs)}
-    episode = slot.record()
-    again = Slot(factory, 0, obs_layout, action_layout, traits, ())
-    replayed = again.replay(episode, arrays, 0) and all(
-        np.array_equal(last[key], array) for key, array in tree_items(arrays.obs)
+    make = lambda: StepArrays.alloc(  # noqa: E731
+        1, obs_layout, action_layout, mask_size, len(traits.reward_terms)
     )
-    if again.world is not world:
-        again.close()
-    if not replayed:
-        yield (
-            "warning",
-            "an episode cannot be replayed from the state of np_random, so a resumed run begins "
-            "new ones: draw all randomness from self.np_random, keep nothing between episodes",
-        )
+    for moment in (0, 3):  # right after a reset, and in the middle of an episode
+        slot = Slot(lambda: world, 0, obs_layout, action_layout, traits, ())
+        stepper = Stepper(slot, make(), seed)
+        slot.reset(seed, None, stepper.arrays, 0)
+        stepper.reach(moment, steps, time.perf_counter() + seconds / 2)
+        episode, expected = slot.record(), stepper.look_ahead()
+        again = Slot(factory, 0, obs_layout, action_layout, traits, ())
+        other = Stepper(again, make(), seed)
+        try:
+            same = again.replay(episode, other.arrays, 0) and other.look_ahead() == expected
+        finally:
+            if again.world is not world:
+                again.close()
+        if not same:
+            yield (
+                "warning",
+                "an episode cannot be replayed from the state of np_random, so a resumed run "
+                "begins new ones or differs: draw all randomness from self.np_random, and let "
+                "reset() forget everything of the episode before",
+            )
+            return
+
+
+class Stepper:
+    """One slot that takes random actions of its own accord."""
+
+    def __init__(self, slot: Slot, arrays: StepArrays, seed: int) -> None:
+        """Nothing is stepped yet."""
+        self.slot, self.arrays = slot, arrays
+        self.rng = np.random.default_rng(seed)
+
+    def reach(self, moment: int, steps: int, until: float) -> None:
+        """Step until an unseeded episode has `moment` actions, or steps or time run out."""
+        for _ in range(steps):
+            episode = self.slot.episode
+            if episode.seed is None and len(episode.actions) >= moment:
+                return
+            if time.perf_counter() > until:
+                return
+            self.step(self.rng)
+
+    def step(self, rng: np.random.Generator) -> None:
+        """Take one random allowed action.
+
+        Raises:
+            WorldError: when the world raises.
+        """
+        arrays, layout = self.arrays, self.slot._action_layout
+        mask = arrays.action_mask[0] if arrays.action_mask.shape[1] else None
+        values = sample_action(layout, rng, mask)
+        for (_, array), value in zip(tree_items(arrays.actions), values, strict=True):
+            array[0] = value
+        losses = step_slots([self.slot], arrays, 0)
+        if losses:
+            raise WorldError(f"the world raised {losses[0].reason}")
+
+    def look_ahead(self) -> list[bytes]:
+        """The present observation, and what comes of three actions, the same on every call."""
+        arrays, rng = self.arrays, np.random.default_rng(0)
+        seen = [array.tobytes() for _, array in tree_items(arrays.obs)]
+        for _ in range(3):
+            self.step(rng)
+            parts = (arrays.reward, arrays.terminated, arrays.truncated)
+            seen += [part.tobytes() for part in parts]
+            if parts[1][0] or parts[2][0]:
+                break  # the next episode is another matter
+            seen += [array.tobytes() for _, array in tree_items(arrays.obs)]
+        return seen
 
 
 class Walk:

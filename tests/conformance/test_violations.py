@@ -391,6 +391,17 @@ class Remembers(Counter):
         return np.array([self.episodes, self.t], np.float32)
 
 
+class LeaksReward(Counter):
+    """The first reward of an episode holds some of the one before, as in Bullet worlds."""
+
+    leak = 0.0
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        reward, self.leak = reward + (self.leak if self.t == 1 else 0.0), reward
+        return obs, reward, terminated, truncated, info
+
+
 @pytest.mark.parametrize(
     ("world", "severity", "message"),
     [
@@ -403,6 +414,7 @@ class Remembers(Counter):
         (OldInterface, "error", "old Gym interface"),
         (TextSpace, "error", "no fixed shape"),
         (Remembers, "warning", "cannot be replayed"),
+        (LeaksReward, "warning", "forget everything"),
         (Counter, "note", "normalize-obs"),
     ],
 )
