@@ -171,7 +171,7 @@ class HostCollector:
             replayed: (num_envs,) bool: slots that stand where they stood; the others keep the start
                 of a new episode.
         """
-        self.generator.set_state(state["generator"].cpu())
+        set_generator(self.generator, state["generator"])
         starts = self.buffer.host["episode_start"][-1]
         saved = state["episode_start"].numpy(force=True)
         same = np.ones_like(saved) if replayed is None else replayed.numpy(force=True)
@@ -294,6 +294,14 @@ class HostCollector:
         where = (torch.from_numpy(steps).to(device), torch.from_numpy(slots).to(device))
         self.buffer.bootstrap[where] = values
         self._cuts.clear()
+
+
+def set_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Bring a generator to a saved state; one of another kind of device begins a new sequence."""
+    if state.numel() == generator.get_state().numel():
+        generator.set_state(state.cpu())
+    else:
+        generator.manual_seed(generator.initial_seed() + 1)
 
 
 def _rows(tree: Tree[Tensor], rows: slice, count: int) -> list[Tree[Tensor]]:

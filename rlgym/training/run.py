@@ -43,7 +43,7 @@ def train(
             (see `ActorCritic.build`), or a whole policy.
         hooks: an object, or several, with any of the methods `on_start(run)`,
             `on_rollout(run, buffer)`, `on_update(run, metrics)` (True ends the run),
-            `on_evaluation(run, result)` and `on_end(run)`, and `symmetry(obs, actions)`, which
+            `on_evaluation(run, score)` and `on_end(run)`, and `symmetry(obs, actions)`, which
             mirrors both for `algo.symmetry_coef` (see `PPO`).
         overwrite: replace a run that stands in `run_dir`.
         console: "auto", "live", "plain" or "off".

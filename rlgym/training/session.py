@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -15,11 +16,10 @@ import torch
 from rlgym.agents.policy import ActorCritic
 from rlgym.agents.ppo import PPO
 from rlgym.config import TrainConfig, save_config
-from rlgym.device import resolve
 from rlgym.errors import CheckpointError
 from rlgym.registry import WorldFactory
 from rlgym.rollout.buffer import RolloutBuffer
-from rlgym.rollout.collector import CollectStats, HostCollector
+from rlgym.rollout.collector import CollectStats, HostCollector, set_generator
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training.console import Mode
 from rlgym.training.evaluation import EvalResult, evaluate
@@ -29,7 +29,7 @@ from rlgym.training.logging import Logger
 from rlgym.training.on_policy import learn
 from rlgym.training.signals import Interrupted, Signals
 from rlgym.training.state import RunState, Snapshot
-from rlgym.training.worlds import make_worlds, settle, world_seeds
+from rlgym.training.worlds import choose_device, make_worlds, settle, world_seeds
 
 SLOW_UPDATE = 1.0
 """Seconds of an update from which on the learner is copied at each boundary: a signal in the middle
@@ -82,12 +82,12 @@ class Run:
         self._marked_learner: dict[str, torch.Tensor] | None = None
         self._health_before = dict(self.state.health)
         self._session = (self.state.env_steps, self.state.seconds, time.perf_counter())
-        self.device = resolve(config.device)
         seeds = np.random.SeedSequence(config.seed).generate_state(3)
         self.env = make_worlds(config, world, run_dir, verbose=console != "off")
         try:
             layouts = self.env.obs_layout, self.env.action_layout
             policy = build_policy(*layouts, config.network, int(seeds[0]), network)
+            self.device = choose_device(config, policy, self.env.obs_layout)
             self.policy: ActorCritic = policy.to(self.device)
             self.config = config = settle(config, self.env, self.policy)
             self._policy_document = describe(self.env, config, custom=network is not None)
@@ -127,7 +127,7 @@ class Run:
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.learner.load_state_dict(snapshot.learner)
-        self.shuffle.set_state(snapshot.shuffle)
+        set_generator(self.shuffle, snapshot.shuffle)
         self.logger.resume(self.state.env_steps)
         cut_lines(self.run_dir / EVALUATIONS, self.state.env_steps)
         if snapshot.worlds:
@@ -278,7 +278,7 @@ class Run:
         state.evaluated_at, state.score = state.env_steps, result.mean
         self.logger.write(result.metrics(), state.env_steps)
         self._append_evaluation(result)
-        self.call_hooks("on_evaluation", result)
+        self.call_hooks("on_evaluation", result.mean)
         if config.eval.every:
             self._offer(result.mean)
         return result
@@ -293,10 +293,16 @@ class Run:
 
     def _offer(self, score: float) -> None:
         """Save this boundary as the best when its score is."""
-        best = self.state.best_score
-        if best is None or score > best:
-            self.state.best_score = score
+        if self._beats(score):
             self.save(is_best=True)
+
+    def _beats(self, score: float) -> bool:
+        """Take the score as the best when it is; a score that is not a number never is."""
+        best = self.state.best_score
+        better = math.isfinite(score) and (best is None or score > best)
+        if better:
+            self.state.best_score = score
+        return better
 
     # ------------------------------------------------------------------ save
     def save_due(self) -> bool:
@@ -308,9 +314,7 @@ class Run:
         state = self.state
         state.saved_at = state.env_steps
         if not self.config.eval.every and state.returns:  # no evaluations: training returns decide
-            score = sum(state.returns) / len(state.returns)
-            is_best = state.best_score is None or score > state.best_score
-            state.best_score = score if is_best else state.best_score
+            is_best = self._beats(sum(state.returns) / len(state.returns))
         self._marked_state = marked = state.document()
         with self._saving:
             self._write(marked, self.env.snapshot(at_mark=True), is_best)

@@ -8,18 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from rlgym.config import TrainConfig
+from rlgym.device import resolve
 from rlgym.registry import WorldFactory, make_vec
 from rlgym.spaces import Layout
 from rlgym.vector.contract import VectorEnv
 from rlgym.vector.sync import SyncVectorEnv
 from rlgym.vector.wrappers import wrap
 
-ONE_THREAD_FLOPS = 1e8
-"""Floating-point operations of a minibatch below which a second thread costs more than it brings
-(waking it takes about 10 us for each of some hundred small operations)."""
+SMALL_FLOPS = 1e8
+"""Floating-point operations of a minibatch below which a second thread, or an accelerator, costs
+more than it brings (about 10 us for each of some hundred small operations)."""
 
 
 def make_worlds(
@@ -86,14 +88,30 @@ def world_seeds(seed: int, num_envs: int) -> list[int]:
     return [int(word >> 1) for word in np.random.SeedSequence([seed, 1]).generate_state(num_envs)]
 
 
+def choose_device(config: TrainConfig, policy: nn.Module, obs_layout: Layout) -> torch.device:
+    """The learner's device. "auto" leaves small networks on the CPU, where they are faster.
+
+    An accelerator takes some 10 us for each operation, however small, and each step of host worlds
+    waits for it.
+    """
+    if config.device == "auto" and _is_small(config, policy, obs_layout):
+        return torch.device("cpu")
+    return resolve(config.device)
+
+
 def _choose_threads(config: TrainConfig, policy: nn.Module, obs_layout: Layout) -> int:
     """Threads for tensor operations: one for small networks, else one per core."""
     if config.torch_threads is not None:
         return config.torch_threads
+    return 1 if _is_small(config, policy, obs_layout) else _num_cores()
+
+
+def _is_small(config: TrainConfig, policy: nn.Module, obs_layout: Layout) -> bool:
+    """Whether a minibatch costs by the number of operations and not by their size."""
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     images = any(leaf.is_image for leaf in obs_layout.leaves)
-    flops: Any = 6 * parameters * config.algo.minibatch_size * (50 if images else 1)
-    return 1 if flops < ONE_THREAD_FLOPS else _num_cores()
+    flops = 6 * parameters * config.algo.minibatch_size * (50 if images else 1)
+    return flops < SMALL_FLOPS
 
 
 def _num_cores() -> int:

@@ -9,7 +9,7 @@ from gymnasium import spaces
 import rlgym
 from rlgym.errors import StateError
 from rlgym.rollout.buffer import RolloutBuffer
-from rlgym.rollout.collector import HostCollector
+from rlgym.rollout.collector import HostCollector, set_generator
 
 
 class Steps(gymnasium.Env):
@@ -296,3 +296,13 @@ def test_mark_in_the_middle_of_a_step_is_refused():
     collector.env.send(torch.zeros(2, dtype=torch.int64))
     with pytest.raises(StateError, match="recv"):
         collector.mark()
+
+
+def test_generator_of_another_device_begins_a_new_sequence():
+    generator = torch.Generator().manual_seed(3)
+    state = generator.get_state()
+    expected = torch.rand(4, generator=generator)
+    set_generator(generator, state)
+    assert torch.equal(torch.rand(4, generator=generator), expected)
+    set_generator(generator, torch.zeros(16, dtype=torch.uint8))  # as CUDA's are
+    assert not torch.equal(torch.rand(4, generator=generator), expected)

@@ -151,8 +151,8 @@ class Watcher:
         assert metrics["time/total_timesteps"] == run.state.env_steps
         self.seen.append("update")
 
-    def on_evaluation(self, run, result):
-        assert result.episodes == 2
+    def on_evaluation(self, run, score):
+        assert score == run.result.mean and run.result.episodes == 2
         self.seen.append("evaluation")
 
     def on_end(self, run):
@@ -228,6 +228,22 @@ def test_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, cap
     assert len(calls) >= 4
     assert checkpoint.newest(tmp_path).step == run.state.env_steps
     assert capsys.readouterr().out.count("disk is full") == 1
+
+
+def test_lost_worlds_cost_their_episodes_only(tmp_path, capsys):
+    once = {"fault": "crash", "at_step": 30, "once_file": str(tmp_path / "crashed")}
+    run = train(TOY + "Crash-v0", tmp_path / "run", backend="sync", env=once, total_steps=500)
+    assert run.health["lost_slots"] == 1
+    last = [line for line in scalars(run.run_dir) if "health/lost_slots" in line][-1]
+    assert last["health/lost_slots"] == 1
+    assert run.state.env_steps == 96 * 6 - 1  # the lost slot's step was no step
+    assert all(p.isfinite().all() for p in run.policy.parameters())
+
+
+def test_nan_from_a_world_halts_and_keeps_what_was_learned(tmp_path):
+    with pytest.raises(WorldError, match=r"not finite|NaN"):
+        train(TOY + "NaN-v0", tmp_path, backend="sync", env={"at_step": 60})
+    assert checkpoint.newest(tmp_path).step == 192
 
 
 # ---------------------------------------------------------------------- policies
