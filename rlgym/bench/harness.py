@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3", "pybullet", "mujoco")
@@ -216,23 +217,30 @@ def in_fresh_process(function: str, *, timeout: float, **arguments: Any) -> Any:
         "import importlib, json, sys\n"
         "module, name = sys.argv[1].split(':')\n"
         "result = getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))\n"
-        "print('\\n' + json.dumps(result))"
+        "json.dump(result, open(sys.argv[3], 'w'))"
     )
     environment = {k: v for k, v in os.environ.items() if k not in THREAD_VARIABLES}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     )
-    command = [sys.executable, "-c", script, function, json.dumps(arguments)]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise FreshProcessError(f"{function} took more than {timeout:.0f} s") from error
-    if done.returncode:
-        tail = " | ".join(done.stderr.strip().splitlines()[-3:])
-        raise FreshProcessError(f"{function} ended with status {done.returncode}: {tail}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    with TemporaryDirectory() as folder:  # not standard output: engines write there too
+        answer = Path(folder) / "answer.json"
+        command = [sys.executable, "-c", script, function, json.dumps(arguments), str(answer)]
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env=environment,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FreshProcessError(f"{function} took more than {timeout:.0f} s") from error
+        if done.returncode or not answer.is_file():
+            tail = " | ".join(done.stderr.strip().splitlines()[-3:])
+            raise FreshProcessError(f"{function} ended with status {done.returncode}: {tail}")
+        return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def loaded_modules() -> list[str]:
