@@ -19,9 +19,10 @@ from rlgym.vector.contract import VectorEnv
 from rlgym.vector.sync import SyncVectorEnv
 from rlgym.vector.wrappers import wrap
 
-SMALL_FLOPS = 1e8
-"""Floating-point operations of a minibatch below which a second thread, or an accelerator, costs
-more than it brings (about 10 us for each of some hundred small operations)."""
+SMALL_FLOPS = 1e9
+"""Floating-point operations of a minibatch (about 15 ms on one core) below which a second thread,
+or an accelerator, costs more than it brings. Waking either takes some 10 us for each of some
+hundred small operations; and where the cores are busy with worlds, each wake-up waits for one."""
 
 
 def make_worlds(
