@@ -13,6 +13,8 @@ import os
 import queue
 import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -44,7 +46,8 @@ main(config)
 """
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """One thread per worker unless the user said otherwise: there is a worker per core already."""
-_READ = 1 << 16
+_READ = 1 << 12
+"""Bytes to ask for at once; more would have the allocator return to the system each time."""
 _SPIN = 200_000
 """Nanoseconds that parent and workers look for news before they sleep, if each has its own core."""
 
@@ -65,6 +68,8 @@ class Link:
         events: what the worker reported unasked: losses and errors.
         fresh: groups in which the loss of the process before this one is still to be delivered.
         ended: True when the process closed its pipe, which only its end does.
+        replies: socket that the process writes to; None where there are none (Windows).
+        spinner: looks at that socket, when parent and workers have a core each.
     """
 
     def __init__(self, number: int, groups: list[tuple[int, int]]) -> None:
@@ -77,9 +82,19 @@ class Link:
         self.events: list[dict[str, Any]] = []
         self.fresh: set[int] = set()
         self.ended = False
+        self.replies: socket.socket | None = None
+        self.spinner: wire.Spinner | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._trace = -1
         self._partial = bytearray()
+
+    @property
+    def reply_descriptor(self) -> int:
+        """What the process's replies are read from."""
+        assert self._process is not None
+        source = self.replies or self._process.stdout
+        assert source is not None
+        return source.fileno()
 
     @property
     def pid(self) -> int:
@@ -88,7 +103,7 @@ class Link:
         return self._process.pid
 
     # ------------------------------------------------------------------ start and end
-    def launch(self, slab: Slab, inbox: Inbox) -> None:
+    def launch(self, slab: Slab, inbox: Inbox | ThreadInbox) -> None:
         """Start a process."""
         windows = sys.platform == "win32"
         self._trace = -1 if windows else anonymous_file()
@@ -111,11 +126,15 @@ class Link:
             )
         command = [sys.executable, "-c", _BOOTSTRAP, json.dumps(config), "rlgym-worker"]
 
+        # Replies come through a socket where there are such: unlike a pipe's, its read can time out
+        # by itself, and so takes one system call instead of a poll and a read.
+        ours, theirs = (None, None) if windows else socket.socketpair()
+
         def start() -> subprocess.Popen[bytes]:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=subprocess.PIPE if theirs is None else theirs,
                 bufsize=0,
                 env={**dict.fromkeys(_THREADS, "1"), **os.environ},
                 **options,
@@ -123,16 +142,18 @@ class Link:
 
         main = threading.current_thread() is threading.main_thread()
         self._process = start() if main else _launcher.submit(start).result()
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         self._commands = self._process.stdin.fileno()
-        if hasattr(select, "poll"):
+        if ours is not None and theirs is not None:
+            theirs.close()
             os.set_blocking(self._commands, False)
+        self.replies = ours
         self.pending = [0] * len(self.groups)
         self.answers.clear()
         self.events.clear()
         self._partial.clear()
         self.ended = False
-        inbox.add(self._process.stdout.fileno(), self)
+        inbox.add(self)
 
     def evidence(self, frozen: bool) -> tuple[str, str]:
         """How the process ended or hangs: one phrase, and the Python traceback if it left one."""
@@ -152,7 +173,7 @@ class Link:
                 text = os.pread(self._trace, _READ, 0)
         return phrase, text.decode(errors="replace")
 
-    def kill(self, inbox: Inbox) -> None:
+    def kill(self, inbox: Inbox | ThreadInbox) -> None:
         """End the process, and whatever it started, at once."""
         process = self._process
         if process is None:
@@ -165,7 +186,7 @@ class Link:
             else:
                 process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout):
+        for pipe in (process.stdin, process.stdout, self.replies):
             if pipe is not None:
                 with contextlib.suppress(OSError):
                     pipe.close()
@@ -181,7 +202,7 @@ class Link:
         except OSError:
             pass
 
-    def write(self, frame: bytes, inbox: Inbox, deadline: float) -> None:
+    def write(self, frame: bytes, inbox: Inbox | ThreadInbox, deadline: float) -> None:
         """Write a frame, reading meanwhile: the worker may be writing as well."""
         data = memoryview(frame)
         while data and not self.ended and time.monotonic() < deadline:
@@ -223,52 +244,78 @@ class Link:
 
 
 class Inbox:
-    """Waits for the pipes of all workers at once."""
+    """Hears all workers, or one of them.
 
-    def __init__(self, spin: int) -> None:
+    Args:
+        spin: nanoseconds to look before sleeping.
+        timeout: seconds that `wait_for` waits.
+    """
+
+    def __init__(self, spin: int, timeout: float) -> None:
         """Begin with none."""
-        self.spin = spin
+        self.spin, self.timeout = spin, timeout
         self._links: dict[int, Link] = {}
         self._poll = select.poll()
-        self._spinner = wire.Spinner(self._poll, spin)
 
-    def add(self, pipe: int, link: Link) -> None:
-        """Hear what `link` writes into `pipe`."""
-        self._links[pipe] = link
-        self._poll.register(pipe, select.POLLIN)
+    def add(self, link: Link) -> None:
+        """Hear what `link` writes."""
+        assert link.replies is not None
+        whole, rest = divmod(self.timeout, 1.0)
+        timeval = struct.pack("ll", int(whole), int(rest * 1e6) or int(not whole))
+        link.replies.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+        link.spinner = wire.Spinner(link.replies.fileno(), self.spin) if self.spin else None
+        self._links[link.replies.fileno()] = link
+        self._poll.register(link.replies, select.POLLIN)
 
     def remove(self, link: Link) -> None:
         """Hear no more of `link`."""
-        for pipe in [pipe for pipe, other in self._links.items() if other is link]:
-            del self._links[pipe]
-            self._poll.unregister(pipe)
+        assert link.replies is not None
+        if self._links.pop(link.replies.fileno(), None) is not None:
+            self._poll.unregister(link.replies)
 
     def pump(self, seconds: float) -> None:
         """Wait until some worker writes, at most `seconds`, and hand over what there is."""
-        links = self._links
-        for pipe, _ in self._spinner.wait(seconds * 1000.0):
-            link = links[pipe]
-            data = os.read(pipe, _READ)
-            link.feed(data)
-            if not data:
-                self.remove(link)
+        for number, _ in self._poll.poll(seconds * 1000.0):
+            self.wait_for(self._links[number])
+
+    def wait_for(self, link: Link) -> bool:
+        """Wait until this worker writes (others may, and wake nobody); False when it does not."""
+        assert link.replies is not None
+        if link.spinner is not None:
+            link.spinner.look()
+        try:
+            data = link.replies.recv(_READ)
+        except BlockingIOError:
+            return False
+        except OSError:  # it ended with commands unread
+            data = b""
+        link.feed(data)
+        if not data:
+            self.remove(link)
+        return True
 
 
-class ThreadInbox(Inbox):
-    """The same where pipes cannot be polled (Windows): one reading thread per worker."""
+class ThreadInbox:
+    """The same where pipes cannot be polled (Windows): one reading thread per worker.
 
-    def __init__(self) -> None:
+    Args:
+        timeout: seconds that `wait_for` waits.
+    """
+
+    spin = 0
+
+    def __init__(self, timeout: float) -> None:
         """Begin with none."""
-        self.spin = 0
+        self.timeout = timeout
         self._links: dict[int, Link] = {}
         self._queue: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
         self._count = 0
 
-    def add(self, pipe: int, link: Link) -> None:
-        """Hear what `link` writes into `pipe`."""
+    def add(self, link: Link) -> None:
+        """Hear what `link` writes."""
         self._count += 1  # descriptors are used again, so a late message needs another name
         self._links[self._count] = link
-        own = os.dup(pipe)  # the thread ends at its own pace, when the worker has
+        own = os.dup(link.reply_descriptor)  # the thread ends at its own pace, when the worker has
         threading.Thread(target=self._listen, args=(self._count, own), daemon=True).start()
 
     def _listen(self, key: int, pipe: int) -> None:
@@ -288,12 +335,23 @@ class ThreadInbox(Inbox):
 
     def pump(self, seconds: float) -> None:
         """Wait until some worker writes, at most `seconds`, and hand over what there is."""
-        with contextlib.suppress(queue.Empty):
+        with contextlib.suppress(queue.Empty):  # until there is no more
             key, data = self._queue.get(timeout=max(seconds, 0.0))
             while True:
                 if key in self._links:
                     self._links[key].feed(data)
                 key, data = self._queue.get_nowait()
+
+    def wait_for(self, link: Link) -> bool:
+        """Wait until this worker writes; False when it does not."""
+        before = list(link.pending), len(link.answers), link.ended
+        deadline = time.monotonic() + self.timeout
+        while (list(link.pending), len(link.answers), link.ended) == before:
+            left = deadline - time.monotonic()
+            if left <= 0.0:
+                return False
+            self.pump(left)
+        return True
 
 
 class Crew:
@@ -302,12 +360,13 @@ class Crew:
     It knows nothing of the env, so that the env's finalizer can end it.
     """
 
-    def __init__(self, links: list[Link]) -> None:
-        """Start every worker."""
+    def __init__(self, links: list[Link], timeout: float) -> None:
+        """Start every worker; a step that takes longer than `timeout` seconds is given up."""
         self.links = links
         self.slab = Slab()
         spin = _SPIN if _cores() > len(links) else 0
-        self.inbox = Inbox(spin) if hasattr(select, "poll") else ThreadInbox()
+        has_sockets = hasattr(select, "poll")
+        self.inbox = Inbox(spin, timeout) if has_sockets else ThreadInbox(timeout)
         self._owner = os.getpid()
         try:
             for link in links:

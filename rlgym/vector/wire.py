@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import select
 import struct
 import sys
 import time
@@ -39,38 +40,36 @@ HEAD_SIZE = 1 + _HEAD.size
 
 
 class Spinner:
-    """Waits for pipes: looks at them for a moment before it sleeps, as long as that pays.
+    """Looks at a pipe for a moment before its reader sleeps on it, as long as that pays.
 
     After a sleep a core runs Python at about half its speed for a while, and waking takes some 40
     us. Looking costs a core, so a look in vain is followed by ever longer spells without any.
 
     Args:
-        poller: a `select.poll` on which the pipes are registered.
-        nanoseconds: length of a look; 0 for none.
+        pipe: descriptor of the pipe or socket.
+        nanoseconds: length of a look.
     """
 
-    def __init__(self, poller: Any, nanoseconds: int) -> None:
+    def __init__(self, pipe: int, nanoseconds: int) -> None:
         """Begin by looking."""
+        poller = select.poll()
+        poller.register(pipe, select.POLLIN)
         self._poll = poller.poll
         self._length = nanoseconds
         self._skip = self._spell = 0
 
-    def wait(self, milliseconds: float | None) -> list[tuple[int, int]]:
-        """What `poll` gives: the pipes that have something, none after the given time."""
-        if not self._length:
-            return self._poll(milliseconds)
+    def look(self) -> None:
+        """Return when there is something to read, or when looking does not pay."""
         if self._skip:
             self._skip -= 1
-            return self._poll(milliseconds)
+            return
         poll, clock = self._poll, time.perf_counter_ns
         end = clock() + self._length
-        while not (ready := poll(0)):
+        while not poll(0):
             if clock() > end:
-                self._spell = min(2 * self._spell + 1, 127)
-                self._skip = self._spell
-                return poll(milliseconds)
+                self._skip = self._spell = min(2 * self._spell + 1, 127)
+                return
         self._spell >>= 1
-        return ready
 
 
 def pack(document: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> bytes:

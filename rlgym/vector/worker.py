@@ -50,9 +50,7 @@ def main(config: dict[str, Any]) -> None:
         if hasattr(faulthandler, "register"):
             faulthandler.register(signal.SIGUSR1, trace)  # the parent asks what a frozen one does
     try:
-        Worker(
-            config["commands"], config["replies"], config["number"], config["spin"]
-        ).serve()
+        Worker(config["commands"], config["replies"], config["number"], config["spin"]).serve()
         status = 0
     except BaseException as error:
         status = error.code if isinstance(error, SystemExit) and error.code else 1
@@ -135,11 +133,7 @@ class Worker:
         """Slot -> seed, where the episode of the process before this one has not been ended yet."""
         self._marked: set[int] = set()
         self._started = False
-        self._spinner: wire.Spinner | None = None
-        if spin:
-            poller = select.poll()
-            poller.register(commands, select.POLLIN)
-            self._spinner = wire.Spinner(poller, spin)
+        self._spinner = wire.Spinner(commands, spin) if spin else None
 
     # ------------------------------------------------------------------ the loop
     def serve(self) -> None:
@@ -147,7 +141,7 @@ class Worker:
         commands, replies = self._commands, self._replies
         while True:
             if self._spinner is not None:
-                self._spinner.wait(None)
+                self._spinner.look()
             byte = os.read(commands, 1)
             if not byte:
                 break

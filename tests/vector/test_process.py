@@ -412,7 +412,7 @@ def test_workers_outlive_the_thread_that_made_them() -> None:
 
 def test_the_way_without_poll_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows cannot poll pipes: a thread per worker reads them there, and can here."""
-    monkeypatch.setattr(link_module, "Inbox", ThreadInbox)
+    monkeypatch.setattr(link_module, "Inbox", lambda spin, timeout: ThreadInbox(timeout))
     sync = rlgym.make_vec("CartPole-v1", 4, backend="sync")
     env = make("CartPole-v1", 4)
     assert isinstance(env._crew.inbox, ThreadInbox)
