@@ -4,6 +4,7 @@
     rlgym bench NAME [--json]       run one; NAME --help lists its options
     rlgym bench --all [--json]      run them all, one after another
     rlgym bench table [FOLDER]      Markdown of saved results (default docs/results)
+    rlgym bench picture FILE PNG    draw the learning curves of a saved ppo-cartpole result
 
 The last line on standard output is one JSON object (`harness.Result.to_json`). The exit status is
 0 exactly when the goal is met, 1 when it is not, 2 when the command is wrong.
@@ -47,6 +48,13 @@ def run(argv: Sequence[str]) -> int:
 
         print(markdown(Path(words[1] if len(words) > 1 else "docs/results")))
         return 0
+    if words[:1] == ["picture"]:
+        if len(words) != 3:
+            raise UserError("give a saved result and a file to draw: picture RESULT.json OUT.png")
+        from rlgym.bench.picture import draw
+
+        draw(Path(words[1]), Path(words[2]))
+        return 0
     if words[:1] == ["--all"]:
         outcomes = [_run_one(name, words[1:], only_json) for name in BENCHES]
         met = all(outcome["met"] for outcome in outcomes)
@@ -63,7 +71,7 @@ def listing() -> str:
     """Return the names with one line each."""
     width = max(len(name) for name in BENCHES) + 2
     lines = [f"  {name:<{width}}{line}" for name, (_, line) in BENCHES.items()]
-    usage = "rlgym bench NAME [--json] [options of NAME, see NAME --help] | --all | table [FOLDER]"
+    usage = "rlgym bench NAME [--json] [options, see NAME --help] | --all | table | picture"
     return "\n".join([usage, "", *lines])
 
 

@@ -148,7 +148,14 @@ class StopAtMean(BaseCallback):
         self.threshold = threshold
         self.deadline = deadline
         self.reached_at: float | None = None
+        self.curve: list[tuple[float, float]] = []
         self._ended = False
+
+    def _on_rollout_end(self) -> None:
+        """Note the clock and the window's mean."""
+        window = self.model.ep_info_buffer
+        if window:
+            self.curve.append((time.perf_counter(), sum(e["r"] for e in window) / len(window)))
 
     def _on_step(self) -> bool:
         """Return False to stop; called after each step of all worlds."""

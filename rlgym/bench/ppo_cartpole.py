@@ -104,8 +104,14 @@ def _line(run: dict[str, Any]) -> str:
 
 
 def _outcome(
-    start: float, reached_at: float | None, limit: float, steps: int, scores: list[float]
+    start: float,
+    reached_at: float | None,
+    limit: float,
+    steps: int,
+    scores: list[float],
+    curve: list[tuple[float, float]],
 ) -> dict[str, Any]:
+    thin = [*curve[:: max(1, len(curve) // 50)], *curve[-1:]]
     seconds = limit if reached_at is None else min(reached_at - start, limit)
     return {
         "seconds": seconds,
@@ -113,6 +119,7 @@ def _outcome(
         "steps": steps,
         "score": sum(scores) / len(scores),
         "worst": min(scores),
+        "curve": [[round(at - start, 3), round(mean, 1)] for at, mean in thin],
     }
 
 
@@ -122,11 +129,14 @@ class StopAtMean:
     def __init__(self) -> None:
         self.reached_at: float | None = None
         self.steps = 0
+        self.curve: list[tuple[float, float]] = []
 
     def on_rollout(self, run: Any, buffer: Any) -> None:
         """Look at the window as soon as the rollout that filled it is in."""
         window = run.state.returns
         self.steps = run.state.env_steps
+        if window:
+            self.curve.append((time.perf_counter(), sum(window) / len(window)))
         if self.reached_at is None and len(window) == 100 and sum(window) >= 100 * THRESHOLD:
             self.reached_at = time.perf_counter()
 
@@ -166,7 +176,7 @@ def time_ours(
         scores, _ = play(
             WORLD, policy.act, episodes=episodes, seed=EVALUATION_SEED, begin=policy.reset
         )
-    return _outcome(start, hook.reached_at, limit, hook.steps, scores)
+    return _outcome(start, hook.reached_at, limit, hook.steps, scores, hook.curve)
 
 
 def time_sb3(
@@ -185,7 +195,8 @@ def time_sb3(
     model = make_sb3(WORLD, seed)
     model.learn(steps or settings_of(WORLD).total_steps, callback=stop)
     scores, _ = play(WORLD, act_of(model), episodes=episodes, seed=EVALUATION_SEED)
-    return _outcome(start, stop.reached_at, limit, model.num_timesteps, scores)
+    steps = model.num_timesteps
+    return _outcome(start, stop.reached_at, limit, steps, scores, stop.curve)
 
 
 def imports_of_ours() -> list[str]:

@@ -25,7 +25,7 @@ def markdown(folder: Path) -> str:
     rows = ["| measured | value | baseline | ratio | goal | met |", "|---|---|---|---|---|---|"]
     machines = []
     for file in files:
-        result = _read(file)
+        result = read(file)
         rows += [_row(result, case) for case in result["cases"]]
         machines.append(_where(result))
     return "\n".join([*rows, "", *(f"- {line}" for line in machines)])
@@ -39,12 +39,17 @@ def _where(result: dict[str, Any]) -> str:
     return f"{result['name']}: {', '.join(part for part in parts if part)}"
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> dict[str, Any]:
+    """Return a saved result.
+
+    Raises:
+        UserError: when the file is none.
+    """
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
         if not {"name", "cases", "machine", "versions", "date", "commit", "busy"} <= result.keys():
             raise ValueError("fields are missing")
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"{file} is not a saved result ({error}): run its benchmark again"
         ) from None

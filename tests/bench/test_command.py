@@ -214,3 +214,19 @@ def test_a_benchmark_whose_process_fails_is_not_met_and_says_why(monkeypatch, ca
     assert set(outcome) == KEYS
     assert outcome["met"] is False
     assert "No module named" in outcome["measured"]
+
+
+def test_picture_draws_every_curve_or_says_what_is_missing(tmp_path, toy_bench, capsys):
+    bench.run(["toy", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    source, target = tmp_path / "result.json", tmp_path / "deep" / "curves.png"
+    source.write_text(json.dumps(result))
+    with pytest.raises(UserError, match="has no curves"):
+        bench.run(["picture", str(source), str(target)])
+    with pytest.raises(UserError, match=r"RESULT\.json"):
+        bench.run(["picture", str(source)])
+    curve = {"curve": [[0.5, 20.0], [1.0, 475.0]]}
+    result["cases"][0]["details"] = {"ours": [curve] * 2, "sb3": [curve]}
+    source.write_text(json.dumps(result))
+    assert bench.run(["picture", str(source), str(target)]) == 0
+    assert target.read_bytes().startswith(b"\x89PNG")
