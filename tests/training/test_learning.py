@@ -30,7 +30,13 @@ class Above:
 
 
 @pytest.mark.parametrize(
-    "kind", ["IdentityDiscrete", "IdentityBox", "IdentityMultiDiscrete", "IdentityMultiBinary"]
+    "kind",
+    [
+        "IdentityDiscrete",
+        "IdentityBox",
+        pytest.param("IdentityMultiDiscrete", marks=pytest.mark.slow),
+        pytest.param("IdentityMultiBinary", marks=pytest.mark.slow),
+    ],
 )
 def test_identity_is_solved(kind, tmp_path):
     run = train(f"{TOY}{kind}-v0", tmp_path, Above(18.0), total_steps=20_000, **QUICK)

@@ -92,6 +92,20 @@ def test_run_cut_by_sigterm_mid_rollout_ends_as_the_uncut_one(backend, tmp_path)
     assert scalars(folder) == scalars(tmp_path / "whole")
 
 
+def test_killed_run_goes_on_from_its_newest_checkpoint(tmp_path):
+    world = "rlgym.envs.toy:rlgym/Counter-v0"
+    settings = {**SLOW_ROLLOUTS, "backend": "sync", "checkpoint": {"every": 200}}
+    whole = train(world, tmp_path / "whole", **{**settings, "env": {}})
+    process = start(world, tmp_path / "cut", **settings)
+    wait_for_lines(tmp_path / "cut", 6, process)
+    process.kill()
+    process.wait()
+    assert checkpoint.newest(tmp_path / "cut").step in (480, 672, 864)
+    run = rlgym.resume(tmp_path / "cut", console="off")
+    assert digest(run) == digest(whole)
+    assert scalars(tmp_path / "cut") == scalars(tmp_path / "whole")
+
+
 def test_ctrl_c_says_what_it_does_and_exits_with_130(tmp_path):
     process = start("CartPole-v1", tmp_path, total_steps=10**7, backend="sync")
     wait_for_lines(tmp_path, 3, process)
