@@ -116,6 +116,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self._marked: dict[str, Any] | None = None
         size = num_envs // num_groups
         self._slices = [slice(g * size, (g + 1) * size) for g in range(num_groups)]
+        per_slot = (self._returns, self._lengths, self._episode_return, self._episode_length)
+        a = self.arrays
+        per_slot += (a.reward, a.active, a.terminated, a.truncated)
+        self._statistics = [tuple(array[rows] for array in per_slot) for rows in self._slices]
         self._prepare_views()
 
     # ------------------------------------------------------------------ what a user calls
@@ -366,15 +370,15 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             self._recv(group)
         finally:
             self._pending[group] = False
-        rows = self._slices[group]
-        arrays = self.arrays
-        returns, lengths = self._returns[rows], self._lengths[rows]
-        returns += arrays.reward[rows]
-        lengths += arrays.active[rows]
-        self._episode_return[rows] = returns
-        self._episode_length[rows] = lengths
-        done = arrays.terminated[rows] | arrays.truncated[rows]
-        if done.any():
+        returns, lengths, final_returns, final_lengths, reward, active, terminated, truncated = (
+            self._statistics[group]
+        )
+        returns += reward
+        lengths += active
+        final_returns[:] = returns
+        final_lengths[:] = lengths
+        done = terminated | truncated
+        if b"\1" in done.tobytes():  # what done.any() says, in a tenth of its time
             returns[done] = 0.0
             lengths[done] = 0
 

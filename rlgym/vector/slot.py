@@ -281,6 +281,8 @@ def step_slots(slots: Sequence[Slot], arrays: StepArrays, start: int) -> list[Lo
     if action_layout.single and not action_layout.leaves[0].shape:
         # numpy scalars, because Gymnasium's Discrete.contains is twice as slow on python ints
         native = list(actions[start:stop])
+    elif action_layout.single:  # one copy for all: a world may keep what it is given
+        native = list(np.array(actions[start:stop], action_layout.leaves[0].space.dtype))
     else:
         native = [action_layout.read(actions, row) for row in range(start, stop)]
     if has_extras:
