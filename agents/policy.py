@@ -151,9 +151,14 @@ class ActorCritic(nn.Module):
         """
         if isinstance(seed, torch.Generator):
             seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return cls(obs_layout, action_layout, cfg, network)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # a QR of 64 x 64 takes 0.1 ms so, and up to 100 ms on a busy core
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)
+                return cls(obs_layout, action_layout, cfg, network)
+        finally:
+            torch.set_num_threads(threads)
 
     # --------------------------------------------------------------------------------- acting
 
