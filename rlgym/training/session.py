@@ -111,6 +111,8 @@ class Run:
             else:
                 self._restore(snapshot)
         except BaseException:
+            if hasattr(self, "logger"):
+                self.logger.close()
             self.env.close()
             raise
 

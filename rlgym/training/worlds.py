@@ -15,6 +15,7 @@ from rlgym.config import TrainConfig
 from rlgym.device import resolve
 from rlgym.registry import WorldFactory, make_vec
 from rlgym.spaces import Layout
+from rlgym.training.folder import check_world
 from rlgym.vector.contract import VectorEnv
 from rlgym.vector.sync import SyncVectorEnv
 from rlgym.vector.wrappers import wrap
@@ -41,7 +42,11 @@ def make_worlds(
         dump_dir: folder for the NaN guard's dumps.
         evaluation: at most `eval.episodes` worlds, and rewards as the worlds give them.
         verbose: print the backend that was chosen.
+
+    Raises:
+        UserError: the worlds cannot be made.
     """
+    check_world(config, world)
     wrappers = config.wrappers
     num_envs = config.num_envs
     if evaluation:
