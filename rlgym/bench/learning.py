@@ -62,6 +62,7 @@ def bench_learning(
     episodes: int = 100,
     which: Literal["last", "best"] = "last",
     baseline: bool = False,
+    sb3_steps: int | None = None,
     results: Path = Path("runs/bench/learning.jsonl"),
     steps: int | None = None,
     table: bool = False,
@@ -75,6 +76,8 @@ def bench_learning(
         episodes: deterministic episodes per trained policy.
         which: policy to score: the last, or the best by the evaluations during training.
         baseline: also train SB3 with rl-zoo's settings where the promise compares with it.
+        sb3_steps: end SB3's runs after so many steps and scale their minutes up to the whole
+            length; its score then means nothing and is not shown.
         results: file of finished runs, one JSON line each; runs in it are not repeated.
         steps: environment steps instead of the preset's, for ours and theirs (for trials).
         table: print what stands in the file, train nothing.
@@ -83,6 +86,8 @@ def bench_learning(
     for name in world:
         if name not in PROMISES:
             raise UserError(f"no promise for world '{name}': the worlds are {', '.join(PROMISES)}")
+    if steps is not None and sb3_steps is not None:
+        raise UserError("--sb3-steps scales SB3's time up to a whole run: leave --steps away")
     if quick:
         world, seeds, steps, episodes = world[:1], seeds[:1], 2_000, 2
     log = RunLog(results)
@@ -90,8 +95,10 @@ def bench_learning(
     for name in world:
         for seed in seeds:
             for side in _sides(name, baseline):
-                key = {"world": name, "side": side, "seed": seed, "steps": steps}
+                length = (sb3_steps or steps) if side == "sb3" else steps
+                key = {"world": name, "side": side, "seed": seed, "steps": length}
                 key |= {"episodes": episodes, "which": which, "preset": _digest(name, side)}
+                key["whole"] = side == "ours" or sb3_steps is None
                 record = log.find(key) or (None if table else _train(key, log))
                 runs.setdefault((name, side), []).extend([record] if record else [])
     cases = [case_of(w, runs[w, "ours"], runs.get((w, "sb3"), [])) for w in world]
@@ -118,7 +125,7 @@ def _digest(world: str, side: str) -> str | None:
 
 def _train(key: dict[str, Any], log: "RunLog") -> dict[str, Any]:
     """Train and score one seed in a fresh process; return its record, which is also saved."""
-    names = ("world", "seed", "steps", "episodes", "which")
+    names = ["world", "seed", "steps", "episodes", "which" if key["side"] == "ours" else "whole"]
     outcome = in_fresh_process(
         f"rlgym.bench.learning:train_{key['side']}",
         timeout=24 * 3600.0,
@@ -178,7 +185,7 @@ def case_of(world: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
     promise = PROMISES[world]
     scores = [record["score"] for record in ours]
     minutes = [record["minutes"] for record in ours]
-    their_scores = [record["score"] for record in theirs]
+    their_scores = [record["score"] for record in theirs if record["whole"]]
     details: dict[str, Any] = {"source": promise.source, "seeds": [r["seed"] for r in ours]}
     conditions = {}
     if scores:
@@ -189,6 +196,7 @@ def case_of(world: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
         details["success"] = statistics.mean(successes) if successes else None
     if promise.against_sb3:
         their_minutes = [record["minutes"] for record in theirs]
+        details["sb3_minutes_scaled_up"] = not all(record["whole"] for record in theirs)
         details["sb3_minutes"] = statistics.median(their_minutes) if theirs else None
         faster = bool(ours and theirs) and details["minutes"] < details["sb3_minutes"]
         conditions["fewer wall minutes than SB3 here (--baseline)"] = faster
@@ -198,7 +206,7 @@ def case_of(world: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
         value=float(interquartile_mean(np.array(scores))) if scores else math.nan,
         goal=promise.score,
         goal_is="at least",
-        baseline=float(interquartile_mean(np.array(their_scores))) if theirs else None,
+        baseline=float(interquartile_mean(np.array(their_scores))) if their_scores else None,
         values=tuple(scores),
         baseline_values=tuple(their_scores),
         conditions=conditions,
@@ -218,7 +226,9 @@ def markdown(cases: list[Case]) -> str:
         low, high = details["interval"]
         minutes = f"{details['minutes']:.1f}"
         if details.get("sb3_minutes"):
-            minutes += f" (SB3 {details['sb3_minutes']:.1f}, score {case.baseline:.0f})"
+            scaled = ", scaled up" if details["sb3_minutes_scaled_up"] else ""
+            score = "" if case.baseline is None else f", score {case.baseline:.0f}"
+            minutes += f" (SB3 {details['sb3_minutes']:.1f}{scaled}{score})"
         rows.append(
             f"| {world} | {case.goal:g} | {case.value:.1f} ({low:.1f} to {high:.1f}) "
             f"| {len(case.values)} | {details['steps']:,.0f} | {minutes} |"
@@ -247,23 +257,26 @@ def train_ours(
 
 
 def train_sb3(
-    *, world: str, seed: int, steps: int | None, episodes: int, which: str
+    *, world: str, seed: int, steps: int | None, episodes: int, whole: bool
 ) -> dict[str, Any]:
     """Train SB3 at the fastest of its threads and vector envs here, and score the last policy."""
     import torch
 
     from rlgym.bench.baselines import act_of, fastest, make_sb3, play, settings_of
 
+    total = settings_of(world).total_steps
     pick = fastest(world, vec_envs=("dummy", "subproc"))
     torch.set_num_threads(pick["threads"])
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
         model = make_sb3(world, seed, vec_env=pick["vec_env"], tensorboard=folder)
-        model.learn(steps or settings_of(world).total_steps)
+        model.learn(steps or total)
         minutes = (time.perf_counter() - start) / 60.0
+        minutes *= 1.0 if whole else total / model.num_timesteps
         scores, successes = play(world, act_of(model), episodes=episodes, seed=EVALUATION_SEED)
         model.get_env().close()
-    return {**_outcome(scores, successes, minutes, model.num_timesteps), "setting": pick}
+    outcome = _outcome(scores, successes, minutes, model.num_timesteps)
+    return {**outcome, "setting": pick}
 
 
 def _outcome(

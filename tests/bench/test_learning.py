@@ -12,9 +12,10 @@ from rlgym.errors import UserError
 HOPPER = "pybullet_envs_gymnasium:HopperBulletEnv-v0"
 
 
-def record(score: float, minutes: float = 1.0, seed: int = 0) -> dict:
+def record(score: float, minutes: float = 1.0, seed: int = 0, whole: bool = True) -> dict:
     return {
         "score": score, "minutes": minutes, "seed": seed, "success": None, "env_steps": 100_000,
+        "whole": whole,
     }  # fmt: skip
 
 
@@ -46,6 +47,13 @@ def test_table_has_the_numbers_of_both_sides():
     text = markdown([case_of(HOPPER, [record(2700.0, 10.0)], [record(2600.0, 20.0)])])
     row = "| HopperBulletEnv-v0 | 2575 | 2700.0 (2700.0 to 2700.0) | 1 | 100,000 |"
     assert f"{row} 10.0 (SB3 20.0, score 2600) |" in text
+
+
+def test_shortened_baseline_gives_minutes_and_no_score():
+    case = case_of(HOPPER, [record(2700.0, 10.0)], [record(90.0, 20.0, whole=False)])
+    assert case.met
+    assert case.baseline is None
+    assert "(SB3 20.0, scaled up) |" in markdown([case])
 
 
 def test_log_continues_after_a_line_that_was_cut_short(tmp_path):
