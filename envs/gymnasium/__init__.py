@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 from gymnasium import error
+from gymnasium.envs.registration import load_env_creator
 
 from rlgym.errors import ConfigError, MissingExtraError, WorldError
 
@@ -122,9 +123,7 @@ def _wrong_argument(
 ) -> Exception:
     try:
         entry = (
-            spec.entry_point
-            if callable(spec.entry_point)
-            else gymnasium.envs.registration.load_env_creator(spec.entry_point)
+            spec.entry_point if callable(spec.entry_point) else load_env_creator(spec.entry_point)
         )
         known = [
             p for p in inspect.signature(entry).parameters if p not in ("self", "kwargs", "args")

@@ -27,7 +27,7 @@ class Masked(gymnasium.Env):
         self.observation_space = spaces.Box(0.0, 1.0, (sum(self.choices),), np.float32)
         single = len(self.choices) == 1
         self.action_space = (
-            spaces.Discrete(self.choices[0]) if single else spaces.MultiDiscrete(self.choices)
+            spaces.Discrete(self.choices[0]) if single else spaces.MultiDiscrete(list(self.choices))
         )
         self._starts = np.cumsum((0, *self.choices[:-1]))
 

@@ -116,10 +116,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         self._marked: dict[str, Any] | None = None
         size = num_envs // num_groups
         self._slices = [slice(g * size, (g + 1) * size) for g in range(num_groups)]
-        per_slot = (self._returns, self._lengths, self._episode_return, self._episode_length)
         a = self.arrays
-        per_slot += (a.reward, a.active, a.terminated, a.truncated)
-        self._statistics = [tuple(array[rows] for array in per_slot) for rows in self._slices]
+        per_slot = (self._returns, self._lengths, self._episode_return, self._episode_length)
+        per_slot = (*per_slot, a.reward, a.active, a.terminated, a.truncated)
+        self._statistics: list[Any] = [[array[rows] for array in per_slot] for rows in self._slices]
         self._prepare_views()
 
     # ------------------------------------------------------------------ what a user calls

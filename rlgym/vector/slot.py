@@ -268,14 +268,14 @@ def step_slots(slots: Sequence[Slot], arrays: StepArrays, start: int) -> list[Lo
     """
     stop = start + len(slots)
     losses: list[Loss] = []
-    rewards: list[float] = []
-    ends: list[bool] = []
-    limits: list[bool] = []
+    rewards: list[Any] = []
+    ends: list[Any] = []
+    limits: list[Any] = []
     lost: list[int] = []
     first = slots[0]
     obs_layout, action_layout = first._obs_layout, first._action_layout
     has_mask, has_extras = first._has_mask, bool(arrays.extras.shape[1])
-    simple_obs = arrays.obs if obs_layout.single else None
+    simple_obs: Any = arrays.obs if obs_layout.single else None
     obs_shape = obs_layout.leaves[0].shape
     actions: Any = arrays.actions
     if action_layout.single and not action_layout.leaves[0].shape:
@@ -289,9 +289,7 @@ def step_slots(slots: Sequence[Slot], arrays: StepArrays, start: int) -> list[Lo
         arrays.extras[start:stop] = np.nan
     for row, slot, action in zip(range(start, stop), slots, native, strict=True):
         history = slot.episode.actions
-        if (
-            len(history) <= HISTORY_LIMIT
-        ):  # one more than the limit marks an episode as too long to replay
+        if len(history) <= HISTORY_LIMIT:  # one more than the limit says: too long to replay
             history.append(action)
         try:
             obs, reward, terminated, truncated, info = slot.world.step(action)
@@ -339,7 +337,9 @@ def fresh_seed(seed: int, slot: int, losses: int) -> int:
 
 def _rng_state(world: gymnasium.Env) -> dict[str, Any] | None:
     generator = getattr(world.unwrapped, "np_random", None)
-    return generator.bit_generator.state if isinstance(generator, np.random.Generator) else None
+    if not isinstance(generator, np.random.Generator):
+        return None
+    return dict(generator.bit_generator.state)
 
 
 def set_rng_state(world: gymnasium.Env, state: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ def test_a_sequence_equals_single_steps_and_resets_where_episodes_start(kind):
     T, N = 9, 4
     obs, start = torch.randn(T, N, 3), torch.rand(T, N) < 0.3
     actions = torch.randint(0, 3, (T, N))
+    assert policy.state_shape is not None
     initial = torch.randn(N, *policy.state_shape)
     log_probs, _, values = policy.evaluate(obs, actions, None, initial, start)
     assert log_probs.shape == (T, N)
