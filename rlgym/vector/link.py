@@ -84,7 +84,7 @@ class Link:
         self.ended = False
         self.replies: socket.socket | None = None
         self.spinner: wire.Spinner | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[Any] | None = None
         self._trace = -1
         self._partial = bytearray()
 
@@ -114,7 +114,7 @@ class Link:
             "trace": self._trace,
             "spin": inbox.spin,
         }
-        options: dict[str, Any] = (
+        options: Any = (
             {"creationflags": 0x08000000}  # CREATE_NO_WINDOW
             if windows
             # a group of its own: Ctrl-C does not reach it, and it ends with all that it started
@@ -130,11 +130,11 @@ class Link:
         # by itself, and so takes one system call instead of a poll and a read.
         ours, theirs = (None, None) if windows else socket.socketpair()
 
-        def start() -> subprocess.Popen[bytes]:
+        def start() -> subprocess.Popen[Any]:
             return subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE if theirs is None else theirs,
+                stdout=subprocess.PIPE if theirs is None else theirs.fileno(),
                 bufsize=0,
                 env={**dict.fromkeys(_THREADS, "1"), **os.environ},
                 **options,
@@ -170,7 +170,7 @@ class Link:
         text = b""
         if self._trace >= 0:
             with contextlib.suppress(OSError):
-                text = os.pread(self._trace, _READ, 0)
+                text = os.pread(self._trace, 1 << 16, 0)
         return phrase, text.decode(errors="replace")
 
     def kill(self, inbox: Inbox | ThreadInbox) -> None:

@@ -178,8 +178,8 @@ def space_document(
         arrays[f"{name}:low"], arrays[f"{name}:high"] = space.start, space.nvec
         return document | {"kind": "MultiDiscrete"}
     if isinstance(space, spaces.MultiBinary):
-        shape = list(space.shape) if len(space.shape) > 1 else int(space.shape[0])
-        return document | {"kind": "MultiBinary", "n": shape}
+        sizes: list[int] = list(space.shape)
+        return document | {"kind": "MultiBinary", "n": sizes if len(sizes) > 1 else sizes[0]}
     raise WorldError(
         f"{type(space).__name__} space has no fixed shape: use Box, Discrete, MultiBinary, "
         "MultiDiscrete, Dict or Tuple, or wrap the world so that it is flattened"

@@ -82,9 +82,11 @@ def gone(pids: list[int], seconds: float = 5.0) -> bool:
 def test_a_worker_killed_mid_step_loses_its_slots_and_nothing_else(make: Any, capfd: Any) -> None:
     env = make(functools.partial(Sleeper, 0.1))
     twin = rlgym.make_vec(Counter, 4, backend="sync", env_kwargs={"length": 1000})
-    env.reset(seed=0), twin.reset(seed=0)
+    env.reset(seed=0)
+    twin.reset(seed=0)
     for _ in range(2):
-        env.step(ZEROS), twin.step(ZEROS)
+        env.step(ZEROS)
+        twin.step(ZEROS)
     before = env.arrays.obs.copy()
     env.send(ZEROS)
     time.sleep(0.05)
@@ -166,7 +168,8 @@ def test_groups_that_were_not_sent_keep_what_they_had(make: Any) -> None:
 def test_both_groups_in_flight_are_lost_together(make: Any) -> None:
     env = make(functools.partial(Sleeper, 0.1), num_groups=2, num_workers=1)
     env.reset(seed=0)
-    env.send(ZEROS[:2], 0), env.send(ZEROS[:2], 1)
+    env.send(ZEROS[:2], 0)
+    env.send(ZEROS[:2], 1)
     os.kill(env.worker_pids[0], signal.SIGKILL)
     for group in (0, 1):
         _, _, _, truncated, info = env.recv(group)
@@ -287,7 +290,8 @@ def test_closing_does_not_wait_for_a_frozen_worker(make: Any) -> None:
 def test_one_world_that_raises_loses_one_slot(make: Any, fuse: Path, capfd: Any) -> None:
     env = make(doomed("raise@step", fuse, at=3, seed=2))
     twin = rlgym.make_vec(Counter, 4, backend="sync", env_kwargs={"length": 100})
-    env.reset(seed=0), twin.reset(seed=0)
+    env.reset(seed=0)
+    twin.reset(seed=0)
     pids = env.worker_pids
     for step in range(1, 6):
         obs, reward, _, truncated, info = env.step(ZEROS)
