@@ -205,7 +205,7 @@ def test_a_world_that_ends_its_process(
 
 def test_a_worker_killed_in_a_reset_is_replaced_and_the_reset_done(make: Any, fuse: Path) -> None:
     fuse.unlink()
-    env = make(doomed("kill@reset", fuse))
+    env = make(doomed("kill@reset", fuse, seed=6))
     env.reset(seed=0)
     fuse.write_text("1")
     obs, info = env.reset(seed=5)
@@ -252,7 +252,7 @@ def test_an_endless_loop_is_ended_and_the_report_shows_where(make: Any, fuse: Pa
 
 def test_a_worker_frozen_in_a_reset_is_replaced(make: Any, fuse: Path) -> None:
     fuse.unlink()
-    env = make(doomed("stop@reset", fuse), timeout=0.5)
+    env = make(doomed("stop@reset", fuse, seed=2), timeout=0.5)
     env.reset(seed=0)
     fuse.write_text("1")
     assert env.reset(seed=1)[1]["active"].all()
@@ -316,7 +316,7 @@ def test_one_world_that_raises_loses_one_slot(make: Any, fuse: Path, capfd: Any)
 
 def test_a_world_that_raises_in_a_later_reset_is_rebuilt(make: Any, fuse: Path) -> None:
     fuse.unlink()
-    env = make(doomed("raise@reset", fuse))
+    env = make(doomed("raise@reset", fuse, seed=2))
     env.reset(seed=0)
     fuse.write_text("1")
     obs, info = env.reset(seed=1)

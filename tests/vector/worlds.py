@@ -42,9 +42,10 @@ class Talker(gymnasium.Env):
 
 
 class Doomed(Counter):
-    """A Counter that calls `act` at one step of its life, in one slot, while a file exists.
+    """A Counter that does `act` (such as "kill@step") while there is a file with characters in it.
 
-    The file is removed first, so that the next world in the slot lives.
+    It takes one character first, so that as many worlds are doomed as there are; a step must be
+    the one numbered `at` of its life, a step or a reset must be of the slot with that seed.
     """
 
     def __init__(self, act: str = "", at: int = 3, fuse: str = "", seed: int = 0) -> None:
@@ -55,7 +56,8 @@ class Doomed(Counter):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         result = super().reset(seed=seed, options=options)
-        self._happen("reset")
+        if self.seed == self.doomed_seed:
+            self._happen("reset")
         return result
 
     def step(self, action: int) -> Any:
