@@ -272,7 +272,7 @@ def test_mirror_loss_makes_the_policy_symmetric(rollout):
         )
         return float((here + there).abs().mean())
 
-    cfg = PPOConfig(minibatch_size=64, epochs=60, learning_rate=1e-2, symmetry_coef=50.0)
+    cfg = PPOConfig(minibatch_size=64, epochs=200, learning_rate=3e-3, symmetry_coef=50.0)
     learner, buffer, generator = rollout(OBS, TORQUES, algo=cfg, symmetry=symmetry)
     with torch.no_grad():
         learner.policy.towers.actor_bias.fill_(0.3)
