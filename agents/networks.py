@@ -80,9 +80,20 @@ class Preparation(nn.Module):
         self.images = [leaf for leaf in layout.leaves if leaf.is_image]
         self.vector_size = sum(_width(leaf) for leaf in self.vector)
         self.privileged_size = sum(_width(leaf) for leaf in self.privileged)
+        leaf = layout.leaves[0]
+        self._is_identity = (  # rows of floats already; a step should not pay for finding out
+            layout.single
+            and not self.obs_norm
+            and not as_leaves
+            and isinstance(leaf.space, spaces.Box)
+            and leaf.dtype.kind == "f"
+            and len(leaf.shape) == 1
+        )
 
     def forward(self, obs: Tree[Tensor]) -> Inputs:
         """Prepare (B, ...) or (T, N, ...) observations; leading axes become one axis of rows."""
+        if self._is_identity and obs.dim() == 2:  # type: ignore[union-attr]
+            return {"vector": obs}  # type: ignore[dict-item]
         if self.as_leaves:
             return {leaf.key: self._leaf(leaf, _part(obs, leaf)) for leaf in self.layout.leaves}
         inputs = {}
@@ -207,6 +218,8 @@ class Encoder(nn.Module):
         return self._join(self._critic_parts, inputs) if self._critic_parts else None
 
     def _join(self, parts: list[str], inputs: Inputs) -> Tensor:
+        if not self._encoder_of and len(parts) == 1:
+            return inputs[parts[0]]
         features = [
             self.image_encoders[self._encoder_of[name]](inputs[name])
             if name in self._encoder_of

@@ -171,7 +171,6 @@ class ActorCritic(nn.Module):
         noise = self.distribution.noise(blocks, num_envs, generator=generator).to(self.device)
         return noise if every == 1 else HeldNoise(noise, every, num_steps)
 
-    @torch.no_grad()
     def act(
         self,
         obs: Tree[Tensor],
@@ -194,7 +193,10 @@ class ActorCritic(nn.Module):
         Returns:
             Actions for the world, raw actions to store, and the next recurrent state (or None).
         """
-        params, state = self._actor(self.preparation(obs), state, start)
+        if torch.is_grad_enabled():  # a collector has turned it off, once for all its steps
+            with torch.no_grad():
+                return self.act(obs, noise, state, start, mask, deterministic)
+        params, state = self._actor(self.preparation.forward(obs), state, start)
         if deterministic or noise is None:
             raw = self.distribution.mode(params, mask)
         else:
