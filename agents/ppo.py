@@ -64,6 +64,12 @@ class PPO:
         total_steps: int = 0,
         symmetry: Symmetry | None = None,
     ) -> None:
+        for name in ("num_steps", "minibatch_size", "epochs", "max_grad_norm"):
+            if not getattr(cfg, name) > 0:
+                raise UserError(
+                    f"{name} is {getattr(cfg, name)}: make it more than 0 with "
+                    f"--algo.{name.replace('_', '-')}"
+                )
         if cfg.learning_rate_schedule == "kl" and cfg.target_kl is None:
             raise UserError("learning_rate_schedule kl needs --algo.target-kl, for example 0.01")
         if cfg.symmetry_coef and symmetry is None:

@@ -282,6 +282,9 @@ def test_mirror_loss_makes_the_policy_symmetric(rollout):
 
 
 def test_settings_that_contradict_each_other_are_refused(rollout):
+    for name in ("epochs", "minibatch_size", "max_grad_norm"):
+        with pytest.raises(UserError, match=f"{name} is 0"):
+            rollout(OBS, TORQUES, algo=PPOConfig(**{name: 0}))
     with pytest.raises(UserError, match="target-kl"):
         rollout(OBS, TORQUES, algo=PPOConfig(learning_rate_schedule="kl"))
     with pytest.raises(UserError, match="symmetry"):
