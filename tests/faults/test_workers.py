@@ -152,6 +152,8 @@ def test_groups_that_were_not_sent_keep_what_they_had(make: Any) -> None:
     _, _, _, truncated, info = env.recv(0)
     assert truncated.tolist() == [True, False]
     assert info["final_obs"][0].tolist() == [obs[0, 0], 2.0]
+    episodes = json.loads(bytes(env.snapshot()["episodes"]))
+    assert [e is None for e in episodes] == [s in env._links[0].slots and s >= 2 for s in range(4)]
     # the lost slot of group 1 still shows the observation that its next action answers
     assert env.arrays.obs[2:].tolist() == obs[2:].tolist()
     env.send(ZEROS[:2], 1)
@@ -213,6 +215,19 @@ def test_a_worker_killed_in_a_reset_is_replaced_and_the_reset_done(make: Any, fu
     assert env.health["restarts"] == 1
     twin = rlgym.make_vec(Counter, 4, backend="sync")
     assert obs.tolist() == twin.reset(seed=5)[0].tolist()
+
+
+def test_a_reset_wipes_out_what_was_lost_before_it(make: Any) -> None:
+    env = make(functools.partial(Counter, 1))
+    twin = rlgym.make_vec(Counter, 4, backend="sync", env_kwargs={"length": 1})
+    env.reset(seed=0)
+    os.kill(env.worker_pids[0], signal.SIGKILL)
+    assert env.reset(seed=2)[0].tolist() == twin.reset(seed=2)[0].tolist()
+    for _ in range(5):
+        mine, theirs = env.step(ZEROS), twin.step(ZEROS)
+        done = mine[2] | mine[3]
+        assert mine[4]["final_obs"][done].tolist() == theirs[4]["final_obs"][done].tolist()
+        assert mine[4]["active"].all()
 
 
 def test_a_replacement_that_is_killed_too_is_replaced_again(make: Any, fuse: Path) -> None:
@@ -426,18 +441,21 @@ def test_what_a_world_started_ends_with_its_worker(make: Any) -> None:
     assert gone([children[1], int(obs[0, 0])])
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-def test_workers_end_when_the_parent_is_killed(tmp_path: Path, frozen: bool) -> None:
+@pytest.mark.parametrize("state", ["asleep", "stopped", "stuck in C"])
+def test_workers_end_when_the_parent_is_killed(tmp_path: Path, state: str) -> None:
+    if state != "asleep" and sys.platform != "linux":
+        pytest.skip("only Linux ends a process with its parent whatever it does")
     script = tmp_path / "parent.py"
     script.write_text(
         textwrap.dedent(
-            """
+            f"""
             import time, numpy as np, rlgym
             from tests.vector.worlds import Sleeper
             env = rlgym.make_vec(Sleeper, 2, backend="process", num_workers=2,
-                                 env_kwargs={"seconds": 600})
+                                 env_kwargs={{"seconds": 600, "stuck": {state == "stuck in C"}}})
             env.reset()
             env.send(np.zeros(1, np.int64), 0)
+            time.sleep(0.1)
             print(*env.worker_pids, flush=True)
             time.sleep(600)
             """
@@ -452,15 +470,16 @@ def test_workers_end_when_the_parent_is_killed(tmp_path: Path, frozen: bool) -> 
     assert parent.stdout is not None
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 2
-    if frozen:
-        if sys.platform != "linux":
-            parent.kill()
-            pytest.skip("only Linux ends a stopped process with its parent")
+    if state == "stopped":
         os.kill(pids[0], signal.SIGSTOP)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    assert gone(pids, 5.0)
+    ended = gone(pids, 5.0)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert ended
 
 
 @pytest.mark.slow

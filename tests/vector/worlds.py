@@ -1,5 +1,6 @@
 """Worlds for the tests of worker processes; torch-free, because workers import this module."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -106,12 +107,14 @@ class Parent(Counter):
 
 
 class Sleeper(Counter):
-    """A Counter whose steps sleep."""
+    """A Counter whose steps sleep, or hang in C and let no other thread run."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, stuck: bool = False) -> None:
         super().__init__(length=1000)
-        self.seconds = seconds
+        self.seconds, self.stuck = seconds, stuck
 
     def step(self, action: int) -> Any:
+        if self.stuck:
+            sum(itertools.repeat(1, 10**15))
         time.sleep(self.seconds)
         return super().step(action)
