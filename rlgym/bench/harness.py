@@ -4,11 +4,13 @@ A benchmark is one file with one function `bench_<name>(**options) -> Result`. I
 one or more cases, each with its own goal; the goal is met when every case meets its own.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -223,24 +225,36 @@ def in_fresh_process(function: str, *, timeout: float, **arguments: Any) -> Any:
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     )
-    with TemporaryDirectory() as folder:  # not standard output: engines write there too
-        answer = Path(folder) / "answer.json"
+    with TemporaryDirectory() as folder:
+        # An answer in a file: engines write to standard output too. Output in a file: a pipe would
+        # be waited for as long as some worker of a process that was stopped holds it open.
+        answer, output = Path(folder) / "answer.json", Path(folder) / "output.txt"
         command = [sys.executable, "-c", script, function, json.dumps(arguments), str(answer)]
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                env=environment,
-                check=False,
+        with output.open("w") as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, env=environment, start_new_session=True
             )
-        except subprocess.TimeoutExpired as error:
-            raise FreshProcessError(f"{function} took more than {timeout:.0f} s") from error
-        if done.returncode or not answer.is_file():
-            tail = " | ".join(done.stderr.strip().splitlines()[-3:])
-            raise FreshProcessError(f"{function} ended with status {done.returncode}: {tail}")
+            try:
+                status = process.wait(timeout)
+            except subprocess.TimeoutExpired as error:
+                raise FreshProcessError(f"{function} took more than {timeout:.0f} s") from error
+            finally:
+                _stop(process)
+        if status or not answer.is_file():
+            said = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            tail = " | ".join(said[-3:])
+            raise FreshProcessError(f"{function} ended with status {status}: {tail}")
         return json.loads(answer.read_text(encoding="utf-8"))
+
+
+def _stop(process: subprocess.Popen) -> None:
+    """Stop a process, and what it started where the system knows process groups."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    elif process.poll() is None:
+        process.kill()
+    process.wait()
 
 
 def loaded_modules() -> list[str]:

@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+import time
 import types
+from pathlib import Path
 
+import psutil
 import pytest
 
 from rlgym import bench
@@ -165,6 +168,25 @@ def test_fresh_process_returns_the_value_and_tells_of_failure():
         in_fresh_process(
             "timeit:timeit", timeout=1, stmt="sleep(30)", setup="from time import sleep"
         )
+
+
+def start_and_wait(path: str) -> None:
+    """Start a process that outlives its parent unless it is stopped; write its number to a file."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    Path(path).write_text(str(child.pid))
+    child.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")
+def test_what_a_stopped_process_started_is_stopped_with_it(tmp_path):
+    file = tmp_path / "pid"
+    with pytest.raises(FreshProcessError, match="more than 4 s"):
+        in_fresh_process(f"{__name__}:start_and_wait", timeout=4, path=str(file))
+    pid = int(file.read_text())
+    deadline = time.monotonic() + 5.0
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the grandchild lives on"
+        time.sleep(0.05)
 
 
 def test_imports_of_another_process_can_be_repeated():
