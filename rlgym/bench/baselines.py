@@ -237,7 +237,7 @@ def fastest(env_id: str, *, vec_envs: Sequence[VecKind] = ("dummy",)) -> dict[st
             start = time.perf_counter()
             model.learn(steps, reset_num_timesteps=False)
             speed[threads, vec_env] = steps / (time.perf_counter() - start)
-            model.get_env().close()
+            model.env.close()  # pyright: ignore[reportOptionalMemberAccess]
     threads, vec_env = max(speed, key=lambda pair: speed[pair])
     tried = {f"{n} thread(s), {kind}": round(rate) for (n, kind), rate in speed.items()}
     return {"threads": threads, "vec_env": vec_env, "steps_per_second": tried}

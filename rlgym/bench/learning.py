@@ -243,7 +243,7 @@ def train_ours(
     import rlgym
     from rlgym.bench.baselines import play
 
-    changes = {} if steps is None else {"total_steps": steps}
+    changes: dict[str, Any] = {} if steps is None else {"total_steps": steps}
     with TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         start = time.perf_counter()
@@ -274,7 +274,7 @@ def train_sb3(
         minutes = (time.perf_counter() - start) / 60.0
         minutes *= 1.0 if whole else total / model.num_timesteps
         scores, successes = play(world, act_of(model), episodes=episodes, seed=EVALUATION_SEED)
-        model.get_env().close()
+        model.env.close()  # pyright: ignore[reportOptionalMemberAccess]
     outcome = _outcome(scores, successes, minutes, model.num_timesteps)
     return {**outcome, "setting": pick}
 

@@ -195,8 +195,8 @@ def time_sb3(
     model = make_sb3(WORLD, seed)
     model.learn(steps or settings_of(WORLD).total_steps, callback=stop)
     scores, _ = play(WORLD, act_of(model), episodes=episodes, seed=EVALUATION_SEED)
-    steps = model.num_timesteps
-    return _outcome(start, stop.reached_at, limit, steps, scores, stop.curve)
+    taken = model.num_timesteps
+    return _outcome(start, stop.reached_at, limit, taken, scores, stop.curve)
 
 
 def imports_of_ours() -> list[str]:

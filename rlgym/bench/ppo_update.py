@@ -116,7 +116,7 @@ def _compare(size: Size, repeats: int, seconds: float, threads: int | None) -> C
     )
 
 
-def _faster_threads(update: Callable[[], None], size: Size, seconds: float) -> int:
+def _faster_threads(update: Callable[[], object], size: Size, seconds: float) -> int:
     speed = {}
     for threads in {1, min(2, os.cpu_count() or 1)}:
         torch.set_num_threads(threads)
@@ -124,7 +124,7 @@ def _faster_threads(update: Callable[[], None], size: Size, seconds: float) -> i
     return min(speed, key=lambda threads: speed[threads])
 
 
-def milliseconds_per_minibatch(update: Callable[[], None], size: Size, seconds: float) -> float:
+def milliseconds_per_minibatch(update: Callable[[], object], size: Size, seconds: float) -> float:
     """Call `update` for about some seconds and return the mean time of a minibatch in ms.
 
     Args:
@@ -166,7 +166,7 @@ def action_space(size: Size) -> spaces.Space:
     return spaces.Box(-1.0, 1.0, (size.actions,), np.float32)
 
 
-def sb3_update(size: Size) -> Callable[[], None]:
+def sb3_update(size: Size) -> Callable[[], object]:
     """Return SB3's update on one collected rollout."""
     activation = {"tanh": torch.nn.Tanh, "elu": torch.nn.ELU}[size.activation]
     model = SB3PPO(
@@ -184,7 +184,7 @@ def sb3_update(size: Size) -> Callable[[], None]:
     return model.train
 
 
-def our_update(size: Size) -> Callable[[], None]:
+def our_update(size: Size) -> Callable[[], object]:
     """Return our update on one rollout with random contents."""
     obs = Layout(spaces.Box(-1.0, 1.0, (size.obs,), np.float32))
     actions = Layout(action_space(size))
