@@ -91,14 +91,14 @@ def log_prob_gradient(
 
 def value_gradient(
     values: Tensor,
-    old_values: Tensor,
+    old_values: Tensor | None,
     returns: Tensor,
     slope: Tensor,
     clip: float | None,
 ) -> Tensor:
     """Gradient of `value_loss` with respect to `values`; slope (B,) = 2 * weight / sum of them."""
     error = values - returns
-    if clip is not None:
+    if clip is not None and old_values is not None:
         moved = values - old_values
         near = old_values + moved.clamp(-clip, clip) - returns
         # `near` differs from `error` by rounding where nothing was clipped, hence the second test

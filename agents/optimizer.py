@@ -74,7 +74,8 @@ class FlatAdam:
         if hold is not None:
             ahead = ahead & ~hold
         self.steps.add_(ahead)
-        shrink = norm.add(1e-6).div_(max_norm).clamp_(min=1.0)  # as clip_grad_norm_ rounds it
+        # clip_grad_norm_ multiplies by max_norm / (norm + 1e-6), at most 1; this divides
+        shrink = norm.add(1e-6).mul_(1.0 / max_norm).clamp_(min=1.0)
         if self.flat.device.type in _FUSED:
             self._fused(shrink, torch.where(ahead, self._zero, self._one))
         else:

@@ -84,6 +84,7 @@ class PPO:
         self.n_updates = torch.zeros((), dtype=torch.int64)
         self.clip = cfg.clip
         self.hand_written = policy.is_plain() and self.symmetry is None
+        self.may_stop = cfg.target_kl is not None and cfg.learning_rate_schedule != "kl"
 
     @torch.no_grad()
     def update(self, buffer: Any, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
@@ -105,7 +106,7 @@ class PPO:
         before = self.optimizer.steps.clone()
         held = torch.zeros((), device=before.device)
         stop: Tensor | None = None
-        if cfg.target_kl is not None and cfg.learning_rate_schedule != "kl":
+        if self.may_stop:
             stop = torch.zeros((), dtype=torch.bool, device=before.device)
         epochs = 0
         for epoch_rows, minibatches in self._epochs(rows, generator):
@@ -219,7 +220,13 @@ class PPO:
     def _cut(
         self, shuffled: dict[str, Any], late: dict[str, Any], order: Tensor, size: int
     ) -> Iterator[dict[str, Any]]:
-        for batch, chosen in zip(_pieces(shuffled, size), order.split(size), strict=False):
+        unused = {"advantages"}  # cutting costs, and the slopes say the rest
+        if self.cfg.value_clip is None:
+            unused.add("values")
+        if not self.may_stop and self.symmetry is None:
+            unused.add("weights")
+        needed = {name: part for name, part in shuffled.items() if name not in unused}
+        for batch, chosen in zip(_pieces(needed, size), order.split(size), strict=False):
             for name, values in late.items():
                 batch[name] = _map(lambda x: x.index_select(0, chosen), values)  # noqa: B023
             yield batch
@@ -376,7 +383,11 @@ class PPO:
             log_probs, batch["log_probs"], batch["slope"], batch["sign"], batch["limit"]
         )
         d_values = value_gradient(
-            values, batch["values"], batch["returns"], batch["value_slope"], self.cfg.value_clip
+            values,
+            batch.get("values"),
+            batch["returns"],
+            batch["value_slope"],
+            self.cfg.value_clip,
         )
         return d_log_probs, batch.get("entropy_slope"), d_values
 

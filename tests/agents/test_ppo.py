@@ -162,9 +162,12 @@ def test_the_last_minibatch_is_filled_up_without_effect(rollout):
     rows, _ = learner._rows(buffer)
     _, batches = next(learner._epochs(rows, generator))
     batches = list(batches)
-    assert [len(batch["weights"]) for batch in batches] == [40, 40]
-    assert [int(batch["weights"].sum()) for batch in batches] == [40, 24]
-    seen = torch.cat([batch["returns"][batch["weights"] > 0] for batch in batches])
+    assert [len(batch["returns"]) for batch in batches] == [40, 40]
+    counts = [batch["value_slope"] > 0 for batch in batches]
+    assert [int(count.sum()) for count in counts] == [40, 24]
+    seen = torch.cat(
+        [batch["returns"][count] for batch, count in zip(batches, counts, strict=True)]
+    )
     torch.testing.assert_close(seen.sort().values, rows["returns"].sort().values)
     for batch in batches:
         torch.testing.assert_close(batch["value_slope"].sum(), torch.tensor(1.0))
