@@ -141,11 +141,14 @@ class Link:
             )
 
         main = threading.current_thread() is threading.main_thread()
-        self._process = start() if main else _launcher.submit(start).result()
+        try:
+            self._process = start() if main else _launcher.submit(start).result()
+        finally:
+            if theirs is not None:
+                theirs.close()
         assert self._process.stdin is not None
         self._commands = self._process.stdin.fileno()
-        if ours is not None and theirs is not None:
-            theirs.close()
+        if ours is not None:
             os.set_blocking(self._commands, False)
         self.replies = ours
         self.pending = [0] * len(self.groups)
@@ -364,7 +367,7 @@ class Crew:
         """Start every worker; a step that takes longer than `timeout` seconds is given up."""
         self.links = links
         self.slab = Slab()
-        spin = _SPIN if _cores() > len(links) else 0
+        spin = _SPIN if usable_cores() > len(links) else 0
         has_sockets = hasattr(select, "poll")
         self.inbox = Inbox(spin, timeout) if has_sockets else ThreadInbox(timeout)
         self._owner = os.getpid()
@@ -414,7 +417,13 @@ def shares(num_envs: int, num_groups: int, num_workers: int) -> list[list[tuple[
     return [rows for rows in by_worker if any(stop > start for start, stop in rows)]
 
 
-def _cores() -> int:
+def default_workers() -> int:
+    """Workers to start unless told otherwise."""
+    cores = usable_cores()
+    return cores if cores < 4 else cores - 1
+
+
+def usable_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

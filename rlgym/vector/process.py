@@ -8,7 +8,6 @@ the last observation they delivered as `final_obs`, and a report says what it wa
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 import time
 import weakref
@@ -26,11 +25,13 @@ from rlgym.vector import wire
 from rlgym.vector.arrays import StepArrays
 from rlgym.vector.contract import VectorEnv, check_counts
 from rlgym.vector.crash import default_folder, write_report
-from rlgym.vector.link import Crew, Link, shares
+from rlgym.vector.link import Crew, Link, default_workers, shares
 from rlgym.vector.slot import Episode, fresh_seed
 from rlgym.vector.snapshot import decode, encode
 from rlgym.vector.worker import plan, traits_from_document
 
+LONGEST_TIMEOUT = 1e6
+"""Seconds; what is longer, or infinite, the operating system's clocks cannot count."""
 START_TIMEOUT = 60.0
 """Least number of seconds that a worker gets to import, build its worlds and reset them."""
 REPLAY_SECONDS = 0.05
@@ -56,7 +57,8 @@ class ProcessVectorEnv(VectorEnv):
         factory: builds one world; sent to the workers once.
         num_envs: number of slots.
         num_groups: groups for send/recv.
-        num_workers: processes; None: one per core. Never more than there are slots.
+        num_workers: processes; None: one per core, less one for this process where there are at
+            least four. Never more than there are slots.
         timeout: seconds to wait for a step, a reset or a snapshot before a worker counts as frozen.
         max_restarts: replaced workers and raising worlds before the env gives up.
         crash_dir: folder for reports; None: "rlgym-crashes" in the folder for temporary files.
@@ -89,16 +91,16 @@ class ProcessVectorEnv(VectorEnv):
             raise ContractError(f"timeout is {timeout}: give a positive number of seconds")
         if num_workers is not None and num_workers < 1:
             raise ContractError(f"num_workers is {num_workers}: ask for at least 1")
-        self.timeout = timeout
+        self.timeout = timeout = min(timeout, LONGEST_TIMEOUT)
         self.max_restarts = max_restarts
         self.crash_dir = Path(crash_dir) if crash_dir is not None else default_folder()
         self.crash_reports: list[str] = []
         self.factory = factory
         self._name = getattr(factory, "name", getattr(factory, "__name__", repr(factory)))
-        self._factory = wire.to_bytes((factory, _own_registration(factory)), self._name)
+        self._factory = wire.to_bytes((factory, wire.own_registration(factory)), self._name)
         self._start_timeout = max(timeout, START_TIMEOUT)
         self._ids = itertools.count()
-        rows = shares(num_envs, num_groups, num_workers or os.cpu_count() or 1)
+        rows = shares(num_envs, num_groups, num_workers or default_workers())
         self._links = [Link(number, groups) for number, groups in enumerate(rows)]
         self._crew = Crew(self._links, timeout)
         self._finalizer = weakref.finalize(self, self._crew.stop)
@@ -214,21 +216,30 @@ class ProcessVectorEnv(VectorEnv):
             fresh=fresh,
         )
 
-    def _wait(self, asked: dict[Link, int], timeout: float) -> dict[Link, bool]:
-        """Wait for answers; the links that owe theirs: True = frozen, False = ended."""
+    def _wait(
+        self, asked: dict[Link, int], timeout: float, hasty: bool = False
+    ) -> dict[Link, bool]:
+        """Wait for answers; the links that owe theirs: True = frozen, False = ended.
+
+        A hasty wait is over as soon as one worker has failed, whatever the others do.
+        """
         deadline = time.monotonic() + timeout
         while True:
             owing = [link for link, identity in asked.items() if identity not in link.answers]
             left = deadline - time.monotonic()
+            if hasty and any(link.ended for link in owing):
+                return {link: False for link in owing if link.ended}
+            if hasty and any("error" in a for link in asked for a, _ in link.answers.values()):
+                return {}
             if not owing or left <= 0 or all(link.ended for link in owing):
                 return {link: not link.ended for link in owing}
             self._crew.inbox.pump(left)
 
     def _finish(self, asked: dict[Link, int]) -> dict[Link, tuple[dict[str, Any], Arrays]]:
         """Wait until workers have started; the first that failed is raised as an error."""
-        owing = self._wait(asked, self._start_timeout)
+        owing = self._wait(asked, self._start_timeout, hasty=True)
         for link, identity in asked.items():
-            if link not in owing:
+            if identity in link.answers:
                 _raise(link.answers[identity][0].get("error"))
         for link, frozen in owing.items():
             raise _LostError(link, frozen, "the start")
@@ -468,12 +479,6 @@ class ProcessVectorEnv(VectorEnv):
         path = write_report(self.crash_dir, {**report, **facts})
         self.crash_reports.append(path)
         return path
-
-
-def _own_registration(factory: Any) -> Any:
-    """The registry's entry of a world that only the user's `__main__` may have registered."""
-    world = getattr(factory, "world", None)
-    return gymnasium.registry.get(world) if isinstance(world, str) else None
 
 
 def _raise(error: dict[str, str] | None) -> None:

@@ -123,6 +123,12 @@ def from_bytes(data: np.ndarray) -> Any:
     return cloudpickle.loads(data.tobytes())
 
 
+def own_registration(factory: Any) -> Any:
+    """The registry's entry of a world that only the user's `__main__` may have registered."""
+    world = getattr(factory, "world", None)
+    return gymnasium.registry.get(world) if isinstance(world, str) else None
+
+
 @contextmanager
 def _by_value(value: Any) -> Iterator[None]:
     """Send code by value where a worker could not import its module (loaded from a path, say)."""

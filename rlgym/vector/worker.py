@@ -44,6 +44,8 @@ def main(config: dict[str, Any]) -> None:
         # a function that does nothing, not SIG_IGN: programs that a world starts would inherit that
         signal.signal(getattr(signal, name), lambda *_: None)
     _end_with_parent(config["parent"], config["commands"])
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)  # what a world says is not lost with it
     trace = config["trace"]
     if trace >= 0:
         faulthandler.enable(trace)

@@ -20,7 +20,7 @@ import pytest
 import rlgym
 from rlgym.envs.toy.counter import Counter
 from rlgym.errors import WorldError
-from tests.vector.worlds import Doomed, Parent, Sleeper
+from tests.vector.worlds import Doomed, Parent, Sleeper, SlowToBuild
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX signals")
 
@@ -360,6 +360,14 @@ def test_a_world_that_never_works_is_one_clear_error(
     assert time.monotonic() - begin < 20.0
     assert not psutil.Process().children()
     assert capfd.readouterr().err == ""
+
+
+def test_a_failed_start_does_not_wait_for_slow_worlds(make: Any, fuse: Path) -> None:
+    slow = functools.partial(SlowToBuild, fuse=str(fuse))
+    begin = time.monotonic()
+    with pytest.raises(WorldError, match="the arm came off"):
+        make(slow)
+    assert time.monotonic() - begin < 20.0
 
 
 @pytest.mark.parametrize("act", ["raise@reset", "exit@reset"])

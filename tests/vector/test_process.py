@@ -372,6 +372,7 @@ def test_opening_and_closing_leaves_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_opening_and_closing_a_hundred_times_leaves_nothing() -> None:
     cycle(100)
 

@@ -118,3 +118,17 @@ class Sleeper(Counter):
             sum(itertools.repeat(1, 10**15))
         time.sleep(self.seconds)
         return super().step(action)
+
+
+class SlowToBuild(Counter):
+    """A Counter whose second world cannot be built while the third takes for ever."""
+
+    def __init__(self, fuse: str) -> None:
+        super().__init__()
+        with open(fuse, "ab", buffering=0) as file:
+            file.write(b"x")
+            number = file.tell()
+        if number == 3:  # the fixture's character, the probe's and this
+            raise RuntimeError("the arm came off")
+        if number > 3:
+            time.sleep(600)
