@@ -121,7 +121,8 @@ def make_vec(
         seed: seed of the first reset; slot i gets seed + i.
         output: torch tensors, or numpy copies as Gymnasium's own vector envs give them.
         num_groups: groups for send/recv; None: 1 on sync, 2 on process where `num_envs` is even.
-        num_workers: worker processes; None: one per core, at most one per slot.
+        num_workers: worker processes; None: one per core (from four cores on, less one for this
+            process), at most one per slot.
         timeout: seconds to wait for a world before its worker is replaced.
         max_restarts: workers (or raising worlds) replaced before the env gives up.
         env_kwargs: keyword arguments of each world.
