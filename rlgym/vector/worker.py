@@ -45,7 +45,8 @@ def main(config: dict[str, Any]) -> None:
         signal.signal(getattr(signal, name), lambda *_: None)
     _end_with_parent(config["parent"], config["commands"])
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)  # what a world says is not lost with it
+        # what a world says is not lost with it
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     trace = config["trace"]
     if trace >= 0:
         faulthandler.enable(trace)
