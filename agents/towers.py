@@ -135,7 +135,8 @@ class Towers(nn.Module):
     def run(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `forward`, without autograd, in arrays that the next `run` overwrites."""
         pair = self._pair(x)
-        key = (len(x), x.device, x.dtype)
+        # arrays made in inference mode can only be written there
+        key = (len(x), x.device, x.dtype, torch.is_inference_mode_enabled())
         work = self._kept.get(key)
         if work is None:
             self._kept = {key: _Work.allocate(pair, self.hidden)}  # minibatches have one size
