@@ -31,7 +31,8 @@ def space_to_json(space: gymnasium.Space) -> dict[str, Any]:
             "high": _bounds(space.high),
         }
     if isinstance(space, spaces.Discrete):
-        return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
+        n, start = int(space.n), int(space.start)
+        return {"kind": "Discrete", "n": n, "start": start, "dtype": str(space.dtype)}
     if isinstance(space, spaces.MultiDiscrete):
         nvec, start = space.nvec.tolist(), space.start.tolist()
         return {"kind": "MultiDiscrete", "nvec": nvec, "start": start, "dtype": str(space.dtype)}
@@ -42,7 +43,10 @@ def space_to_json(space: gymnasium.Space) -> dict[str, Any]:
         return {"kind": "Dict", "spaces": parts}
     if isinstance(space, spaces.Tuple):
         return {"kind": "Tuple", "spaces": [space_to_json(part) for part in space.spaces]}
-    raise SpaceError(f"{type(space).__name__} spaces cannot be written to a file")
+    raise SpaceError(
+        f"{type(space).__name__} space has no fixed shape: use Box, Discrete, MultiBinary, "
+        "MultiDiscrete, Dict or Tuple, or wrap the world so that it is flattened"
+    )
 
 
 def space_from_json(document: Any) -> gymnasium.Space:
@@ -95,6 +99,11 @@ def _box(document: Mapping[str, Any]) -> gymnasium.Space:
     return spaces.Box(low, high, shape, dtype.type)
 
 
+def _discrete(document: Mapping[str, Any]) -> gymnasium.Space:
+    dtype: Any = np.dtype(document.get("dtype", "int64")).type
+    return spaces.Discrete(int(document["n"]), start=int(document["start"]), dtype=dtype)
+
+
 def _multi_discrete(document: Mapping[str, Any]) -> gymnasium.Space:
     start = np.array(document["start"], np.int64)
     nvec = np.array(document["nvec"], np.int64)
@@ -108,7 +117,7 @@ def _multi_binary(document: Mapping[str, Any]) -> gymnasium.Space:
 
 _BUILDERS: dict[str, Callable[[Mapping[str, Any]], gymnasium.Space]] = {
     "Box": _box,
-    "Discrete": lambda d: spaces.Discrete(int(d["n"]), start=int(d["start"])),
+    "Discrete": _discrete,
     "MultiDiscrete": _multi_discrete,
     "MultiBinary": _multi_binary,
     "Dict": lambda d: spaces.Dict([(str(key), space_from_json(part)) for key, part in d["spaces"]]),

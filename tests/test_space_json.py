@@ -29,6 +29,7 @@ def test_round_trip(space):
     text = json.dumps(space_to_json(space), allow_nan=False)
     again = space_from_json(json.loads(text))
     assert again == space
+    assert again.dtype == space.dtype
     if isinstance(space, spaces.Dict):
         assert list(again.spaces) == list(space.spaces)
 

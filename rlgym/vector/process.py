@@ -106,9 +106,8 @@ class ProcessVectorEnv(VectorEnv):
         self._finalizer = weakref.finalize(self, self._crew.stop)
         try:
             answers = self._finish({link: self._ask_load(link) for link in self._links})
-            traits, bounds = answers[self._inspector()]
-            self._traits = traits["traits"], bounds
-            found = traits_from_document(*self._traits)
+            self._traits = answers[self._inspector()][0]["traits"]
+            found = traits_from_document(self._traits)
             mapped = self._crew.slab.allocate(plan(num_envs, len(rows), found, info_keys))
             self._doing = mapped.pop("doing")
             self._doing[:] = -1
@@ -201,18 +200,17 @@ class ProcessVectorEnv(VectorEnv):
         return self._ask(link, "load", {"factory": self._factory}, inspect=first)
 
     def _ask_attach(self, link: Link, fresh: list[int] | None) -> int:
-        document, bounds = self._traits
         return self._ask(
             link,
             "attach",
-            bounds,
+            {},
             numbers=link.slots,
             groups=link.groups,
             num_envs=self.num_envs,
             num_workers=len(self._links),
             handle=self._crew.slab.handle,
             info_keys=list(self.info_keys),
-            traits=document,
+            traits=self._traits,
             fresh=fresh,
         )
 

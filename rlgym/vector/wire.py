@@ -23,7 +23,6 @@ from typing import Any
 import cloudpickle
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 
 from rlgym.errors import WorldError
 
@@ -158,58 +157,3 @@ def _importable(name: str) -> bool:
         if spec is not None:
             return spec.origin == getattr(sys.modules[name], "__file__", spec.origin)
     return False
-
-
-# ---------------------------------------------------------------------- spaces
-def space_document(
-    space: gymnasium.Space, arrays: dict[str, np.ndarray], name: str
-) -> dict[str, Any]:
-    """Describe a space in JSON; its bounds go to `arrays` under names that begin with `name`."""
-    if isinstance(space, spaces.Dict):
-        inner = [
-            [key, space_document(sub, arrays, f"{name}.{i}")]
-            for i, (key, sub) in enumerate(space.spaces.items())
-        ]
-        return {"kind": "Dict", "spaces": inner}
-    if isinstance(space, spaces.Tuple):
-        parts = [space_document(sub, arrays, f"{name}.{i}") for i, sub in enumerate(space.spaces)]
-        return {"kind": "Tuple", "spaces": parts}
-    document: dict[str, Any] = {"bounds": name, "dtype": np.dtype(space.dtype).str}
-    if isinstance(space, spaces.Box):
-        arrays[f"{name}:low"], arrays[f"{name}:high"] = space.low, space.high
-        return document | {"kind": "Box"}
-    if isinstance(space, spaces.Discrete):
-        return document | {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
-    if isinstance(space, spaces.MultiDiscrete):
-        arrays[f"{name}:low"], arrays[f"{name}:high"] = space.start, space.nvec
-        return document | {"kind": "MultiDiscrete"}
-    if isinstance(space, spaces.MultiBinary):
-        sizes: list[int] = list(space.shape)
-        return document | {"kind": "MultiBinary", "n": sizes if len(sizes) > 1 else sizes[0]}
-    raise WorldError(
-        f"{type(space).__name__} space has no fixed shape: use Box, Discrete, MultiBinary, "
-        "MultiDiscrete, Dict or Tuple, or wrap the world so that it is flattened"
-    )
-
-
-def space_from_document(
-    document: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> gymnasium.Space:
-    """Build the space that `space_document` described."""
-    kind = document["kind"]
-    if kind == "Dict":
-        # as a list of pairs: a dict would be sorted
-        return spaces.Dict([(k, space_from_document(sub, arrays)) for k, sub in document["spaces"]])
-    if kind == "Tuple":
-        return spaces.Tuple([space_from_document(sub, arrays) for sub in document["spaces"]])
-    dtype: Any = np.dtype(document["dtype"]).type
-    low, high = (arrays.get(f"{document['bounds']}:{end}") for end in ("low", "high"))
-    if kind == "Box":
-        assert low is not None and high is not None
-        return spaces.Box(low, high, low.shape, dtype)
-    if kind == "Discrete":
-        return spaces.Discrete(document["n"], start=document["start"], dtype=dtype)
-    if kind == "MultiDiscrete":
-        assert low is not None and high is not None
-        return spaces.MultiDiscrete(high, dtype=dtype, start=low)
-    return spaces.MultiBinary(document["n"])

@@ -23,6 +23,7 @@ import gymnasium
 import numpy as np
 
 from rlgym.errors import UserError, WorldError
+from rlgym.space_json import space_from_json, space_to_json
 from rlgym.spaces import Layout
 from rlgym.vector import slab, wire
 from rlgym.vector.arrays import StepArrays
@@ -199,7 +200,7 @@ class Worker:
         probe = self._build()  # not kept: it has been reset once, which the other worlds have not
         traits = inspect_world(probe)
         probe.close()
-        return _traits_document(traits)
+        return {"traits": _traits_document(traits)}, {}
 
     def _build(self) -> gymnasium.Env:
         try:
@@ -223,7 +224,7 @@ class Worker:
         fresh: list[int] | None,
     ) -> tuple[Any, Arrays]:
         """Map the slab and build a world for each slot."""
-        found = traits_from_document(traits, arrays)
+        found = traits_from_document(traits)
         keys = tuple(info_keys)
         mapped = slab.attach(handle, plan(num_envs, num_workers, found, keys))
         self._obs_layout, self._action_layout = (
@@ -375,24 +376,22 @@ class Worker:
         return next(slot for slot in self._slots if slot.number == number)
 
 
-def _traits_document(traits: WorldTraits) -> tuple[dict[str, Any], Arrays]:
-    arrays: Arrays = {}
-    document = {
-        "observation_space": wire.space_document(traits.observation_space, arrays, "obs"),
-        "action_space": wire.space_document(traits.action_space, arrays, "action"),
+def _traits_document(traits: WorldTraits) -> dict[str, Any]:
+    return {
+        "observation_space": space_to_json(traits.observation_space),
+        "action_space": space_to_json(traits.action_space),
         "reward_terms": list(traits.reward_terms),
         "has_mask": traits.has_mask,
         "render_fps": traits.render_fps,
         "spec_id": traits.spec_id,
     }
-    return {"traits": document}, arrays
 
 
-def traits_from_document(document: Mapping[str, Any], arrays: Mapping[str, Any]) -> WorldTraits:
+def traits_from_document(document: Mapping[str, Any]) -> WorldTraits:
     """Build the traits that a worker found."""
     return WorldTraits(
-        observation_space=wire.space_from_document(document["observation_space"], arrays),
-        action_space=wire.space_from_document(document["action_space"], arrays),
+        observation_space=space_from_json(document["observation_space"]),
+        action_space=space_from_json(document["action_space"]),
         reward_terms=tuple(document["reward_terms"]),
         has_mask=document["has_mask"],
         render_fps=document["render_fps"],

@@ -11,11 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import psutil
 import pytest
-from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +24,6 @@ from rlgym.spaces import tree_items
 from rlgym.vector import link as link_module
 from rlgym.vector.link import ThreadInbox, shares
 from rlgym.vector.process import ProcessVectorEnv
-from rlgym.vector.wire import space_document, space_from_document
 from tests.vector.worlds import Talker
 
 ROOT = Path(rlgym.__file__).resolve().parents[1]
@@ -266,29 +263,6 @@ def test_what_cannot_be_sent_says_so() -> None:
     lock = threading.Lock()
     with pytest.raises(WorldError, match=r'cannot be sent to worker processes.*backend="sync"'):
         make(lambda: Counter(length=lock.locked()), 2)
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        spaces.Box(-1.0, np.array([1, np.inf], np.float32), dtype=np.float32),
-        spaces.Box(0, 255, (4, 4, 1), np.uint8),
-        spaces.Discrete(3, start=-1),
-        spaces.MultiDiscrete([[2, 3], [4, 5]]),
-        spaces.MultiBinary(3),
-        spaces.MultiBinary([2, 2]),
-        spaces.Dict(b=spaces.Discrete(2), a=spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)])),
-    ],
-)
-def test_spaces_cross_the_pipe_unchanged(space: gymnasium.Space) -> None:
-    arrays: dict[str, np.ndarray] = {}
-    document = space_document(space, arrays, "s")
-    again = space_from_document(document, arrays)
-    assert again == space
-    assert again.dtype == space.dtype
-    if isinstance(space, spaces.Dict):
-        assert isinstance(again, spaces.Dict)
-        assert list(again.spaces) == list(space.spaces)
 
 
 # --------------------------------------------------------------------------- scripts
