@@ -21,7 +21,7 @@ ACTOR_GAIN = 0.01
 """Gain of the actor's head: the first policy is nearly the same in every state."""
 CRITIC_GAIN = 1.0
 """Gain of the critic's head."""
-CPU_ROWS = 256
+CPU_ROWS = 1024
 """Rows that a CPU evaluates at once when no gradient is asked for."""
 
 
