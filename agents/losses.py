@@ -61,11 +61,11 @@ def explained_variance(values: Tensor, returns: Tensor, weights: Tensor) -> Tens
 
 def standardize(advantages: Tensor, weights: Tensor) -> Tensor:
     """Zero mean and unit (unbiased) deviation over each row's weighted entries; both (k, m)."""
-    count = weights.sum(1, keepdim=True)
-    mean = (advantages * weights).sum(1, keepdim=True) / count.clamp(min=1.0)
-    centred = advantages - mean
-    variance = (centred.square() * weights).sum(1, keepdim=True) / (count - 1.0).clamp(min=1.0)
-    return centred / (variance.sqrt() + 1e-8)
+    count = weights.sum(1)
+    mean = torch.linalg.vecdot(advantages, weights) / count.clamp(min=1.0)
+    centred = advantages - mean.unsqueeze(1)
+    variance = torch.linalg.vecdot(centred * centred, weights) / (count - 1.0).clamp(min=1.0)
+    return centred / (variance.sqrt() + 1e-8).unsqueeze(1)
 
 
 def log_prob_gradient(

@@ -74,8 +74,7 @@ class FlatAdam:
         if hold is not None:
             ahead = ahead & ~hold
         self.steps.add_(ahead)
-        # clip_grad_norm_ multiplies by max_norm / (norm + 1e-6), at most 1; this divides
-        shrink = norm.add(1e-6).mul_(1.0 / max_norm).clamp_(min=1.0)
+        shrink = norm.clamp(min=max_norm).mul_(1.0 / max_norm)
         if self.flat.device.type in _FUSED:
             self._fused(shrink, torch.where(ahead, self._zero, self._one))
         else:

@@ -7,7 +7,6 @@ The actor's and the critic's hidden layers have the same widths, so each layer o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,23 +24,26 @@ CPU_ROWS = 1024
 """Rows that a CPU evaluates at once when no gradient is asked for."""
 
 
-@dataclass
 class _Work:
-    """Arrays of one pass through the towers, (2, B, width) per hidden layer."""
+    """Arrays of one pass through the towers, (2, B, width) per hidden layer, and views of them.
 
-    hidden: list[Tensor]
-    """Outputs of the activation."""
-    scratch: list[Tensor]
-    """silu: inputs of the activation; elu: its exponential."""
-    grad: list[Tensor]
-    """Gradients with respect to `hidden`."""
+    Attributes:
+        hidden: outputs of the activation.
+        scratch: silu's inputs, or elu's exponential.
+        grad: gradients with respect to `hidden`.
+        hidden_t: `hidden` with the last two axes swapped; views cost as much as small sums.
+        halves: actor's and critic's part of the last of `hidden`.
+        grad_halves: the same of `grad`.
+    """
 
-    @classmethod
-    def allocate(cls, x: Tensor, widths: tuple[int, ...]) -> _Work:
+    def __init__(self, x: Tensor, widths: tuple[int, ...]) -> None:
         def arrays() -> list[Tensor]:
             return [x.new_empty(2, x.shape[1], width) for width in widths]
 
-        return cls(arrays(), arrays(), arrays())
+        self.hidden, self.scratch, self.grad = arrays(), arrays(), arrays()
+        self.hidden_t = [array.transpose(1, 2) for array in self.hidden]
+        self.halves = self.hidden[-1].unbind(0) if widths else ()
+        self.grad_halves = self.grad[-1].unbind(0) if widths else ()
 
 
 class Towers(nn.Module):
@@ -120,7 +122,7 @@ class Towers(nn.Module):
             parts = zip(*(self(rows) for rows in x.split(CPU_ROWS)), strict=True)
             return tuple(torch.cat(part) for part in parts)  # type: ignore[return-value]
         pair = self._pair(x)
-        work = _Work.allocate(pair, self.hidden)
+        work = _Work(pair, self.hidden)
         return _forward(pair, self._params, self.activation, work)
 
     def actor(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +141,7 @@ class Towers(nn.Module):
         key = (len(x), x.device, x.dtype, torch.is_inference_mode_enabled())
         work = self._kept.get(key)
         if work is None:
-            self._kept = {key: _Work.allocate(pair, self.hidden)}  # minibatches have one size
+            self._kept = {key: _Work(pair, self.hidden)}  # minibatches have one size
             work = self._kept[key]
         self._last = (pair, work)
         return _forward(pair, self._params, self.activation, work)
@@ -235,7 +237,7 @@ def _forward(
         layer(x, params[2 * i], params[2 * i + 1], out, scratch)
         x = out
     actor_weight, actor_bias, critic_weight, critic_bias = params[-4:]
-    actor, critic = x.unbind(0)
+    actor, critic = work.halves or x.unbind(0)
     values = torch.addmm(critic_bias, critic, critic_weight.t())
     return torch.addmm(actor_bias, actor, actor_weight.t()), values.squeeze(1), actor
 
@@ -251,22 +253,21 @@ def _backward(
 ) -> None:
     """Write gradients of every parameter; `work` holds the forward pass."""
     d_values = d_values.unsqueeze(1)
-    last = work.hidden[-1] if work.hidden else x
-    actor, critic = last.unbind(0)
+    actor, critic = work.halves or x.unbind(0)
     torch.mm(d_actor.t(), actor, out=grads[-4])
     torch.sum(d_actor, 0, out=grads[-3])
     torch.mm(d_values.t(), critic, out=grads[-2])
     torch.sum(d_values, 0, out=grads[-1])
     if not work.hidden:
         return
-    d_last_actor, d_last_critic = work.grad[-1].unbind(0)
+    d_last_actor, d_last_critic = work.grad_halves
     torch.mm(d_actor, params[-4], out=d_last_actor)
     torch.mul(d_values, params[-2], out=d_last_critic)
     for i in reversed(range(len(work.hidden))):
         d = work.grad[i]
         _undo(activation, d, work.hidden[i], work.scratch[i])
-        below = work.hidden[i - 1] if i else x
-        torch.bmm(below.transpose(1, 2), d, out=grads[2 * i])
+        below = work.hidden_t[i - 1] if i else x.transpose(1, 2)
+        torch.bmm(below, d, out=grads[2 * i])
         torch.sum(d, 1, keepdim=True, out=grads[2 * i + 1])
         if i:
             torch.bmm(d, params[2 * i].transpose(1, 2), out=work.grad[i - 1])
@@ -280,7 +281,7 @@ class _TowersFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, activation: str, *params: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         widths = tuple(bias.shape[-1] for bias in params[1:-4:2])
-        ctx.work = _Work.allocate(x, widths)
+        ctx.work = _Work(x, widths)
         ctx.activation = activation
         ctx.save_for_backward(x, *params)
         outputs, values, last = _forward(x, params, activation, ctx.work)
