@@ -74,12 +74,17 @@ def gae(
 
 
 def _scan_back(decay: Tensor, terms: Tensor, last: Tensor, keep_last: bool = False) -> Tensor:
-    """Solve x[t] = terms[t] + decay[t] x[t + 1] backwards from x[T] = last."""
-    out = torch.empty((len(terms) + 1, *terms.shape[1:]), dtype=terms.dtype, device=terms.device)
-    out[-1] = last
-    rows, decays, constants = out.unbind(0), decay.unbind(0), terms.unbind(0)
-    for t in range(len(terms) - 1, -1, -1):
-        torch.addcmul(constants[t], decays[t], rows[t + 1], out=rows[t])
+    """Solve x[t] = terms[t] + decay[t] x[t + 1] backwards from x[T] = last.
+
+    By doubling (Hillis and Steele 1986, doi 10.1145/7902.7903): after k rounds x[t] holds the next
+    2^k terms, so T steps take log2(T) rounds of large operations instead of T small ones.
+    """
+    out = torch.cat((terms, last[None]))
+    reach = 1
+    while reach < len(out):
+        out[:-reach] += decay * out[reach:]
+        decay = decay[:-reach] * decay[reach:]
+        reach *= 2
     return out if keep_last else out[:-1]
 
 
