@@ -42,8 +42,8 @@ class _Work:
 
         self.hidden, self.scratch, self.grad = arrays(), arrays(), arrays()
         self.hidden_t = [array.transpose(1, 2) for array in self.hidden]
-        self.halves = self.hidden[-1].unbind(0) if widths else ()
-        self.grad_halves = self.grad[-1].unbind(0) if widths else ()
+        self.halves: tuple[Tensor, ...] = self.hidden[-1].unbind(0) if widths else ()
+        self.grad_halves: tuple[Tensor, ...] = self.grad[-1].unbind(0) if widths else ()
 
 
 class Towers(nn.Module):
