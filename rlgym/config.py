@@ -103,7 +103,7 @@ class WrapperConfig:
     clip_reward: float | None = None
     """Bound of a (scaled) reward's magnitude."""
     frame_stack: int = 1
-    """Latest observations joined along the first axis of an image, the last axis of a vector."""
+    """Latest observations joined along the channels of an image, the last axis of a vector."""
     nan_guard: Literal["off", "halt", "skip"] = "halt"
     """On a non-finite observation or reward: stop with a replayable dump, or drop the episode."""
 
