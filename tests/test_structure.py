@@ -385,7 +385,7 @@ LAWFUL = [
     (posix_only, "rlgym/cli/run.py", "try:\n    import pty\nexcept ImportError:\n    pty = None"),
     (posix_only, "rlgym/cli/run.py", "if sys.platform != 'win32':\n    import termios"),
     (too_long, "agents/ppo.py", "\n" * MAX_LINES),
-    (names_a_machine, "docs/start.md", "https://example.org/home/ann ~/work/x $ROOT/root/y"),
+    (names_a_machine, "docs/start.md", "https://example.org/home/ann ~/src/x $ROOT/root/y"),
 ]
 
 
