@@ -118,9 +118,7 @@ class Towers(nn.Module):
         if torch.is_grad_enabled():
             return _TowersFunction.apply(self._pair(x), self.activation, *self._params)
         if x.is_cpu and len(x) > CPU_ROWS:
-            # a whole rollout's layers do not fit a cache, and fetching the memory costs as much
-            parts = zip(*(self(rows) for rows in x.split(CPU_ROWS)), strict=True)
-            return tuple(torch.cat(part) for part in parts)  # type: ignore[return-value]
+            return self._in_pieces(x)
         pair = self._pair(x)
         work = _Work(pair, self.hidden)
         return _forward(pair, self._params, self.activation, work)
@@ -137,12 +135,7 @@ class Towers(nn.Module):
     def run(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As `forward`, without autograd, in arrays that the next `run` overwrites."""
         pair = self._pair(x)
-        # arrays made in inference mode can only be written there
-        key = (len(x), x.device, x.dtype, torch.is_inference_mode_enabled())
-        work = self._kept.get(key)
-        if work is None:
-            self._kept = {key: _Work(pair, self.hidden)}  # minibatches have one size
-            work = self._kept[key]
+        work = self._work(pair)
         self._last = (pair, work)
         return _forward(pair, self._params, self.activation, work)
 
@@ -155,6 +148,32 @@ class Towers(nn.Module):
         pair, work = self._last
         grads = [parameter.grad for parameter in self._params]
         _backward(pair, self._params, self.activation, work, d_actor, d_values, grads)
+
+    def _in_pieces(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward` without gradient on more rows than a cache holds, in the arrays of `run`.
+
+        Arrays of their own would cost as much as the arithmetic: fresh memory is slow.
+        """
+        self._last = None
+        outputs = x.new_empty(len(x), self.actor_weight.shape[0])
+        values, last = x.new_empty(len(x)), x.new_empty(len(x), self.width)
+        whole = (part.split(CPU_ROWS) for part in (x, outputs, values, last))
+        for rows, *targets in zip(*whole, strict=True):
+            pair = self._pair(rows)
+            results = _forward(pair, self._params, self.activation, self._work(pair))
+            for target, result in zip(targets, results, strict=True):
+                target.copy_(result)
+        return outputs, values, last
+
+    def _work(self, pair: Tensor) -> _Work:
+        """Arrays for this many rows; kept, because minibatches have one size."""
+        # arrays made in inference mode can only be written there
+        key = (pair.shape[1], pair.device, pair.dtype, torch.is_inference_mode_enabled())
+        work = self._kept.get(key)
+        if work is None:
+            self._kept = {key: _Work(pair, self.hidden)}
+            work = self._kept[key]
+        return work
 
     def _pair(self, x: Tensor) -> Tensor:
         if self.asymmetric:
