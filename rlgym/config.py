@@ -93,6 +93,64 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
+class SACConfig:
+    """Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905)."""
+
+    num_steps: int = 1
+    """Steps per world between two turns of the learner."""
+    buffer_size: int = 1_000_000
+    """Transitions that the replay buffer keeps, over all worlds."""
+    buffer_memory: float | None = None
+    """GiB that the replay buffer may take; None = three quarters of what is free."""
+    learning_starts: int = 1000
+    """Environment steps with uniformly random actions before the first gradient step."""
+    updates_per_step: float = 1.0
+    """Gradient steps per environment step, over all worlds."""
+    batch_size: int = 256
+    """Transitions per gradient step."""
+    gamma: float = 0.99
+    """Discount per step."""
+    n_step: int = 1
+    """Rewards summed before the critic's own estimate is taken."""
+    tau: float = 0.005
+    """Share by which the target critics move to the critics at each gradient step."""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start, of actor and temperature (and of the critics, see next)."""
+    critic_learning_rate: float | None = None
+    """Adam's step size of the critics; None = `learning_rate`."""
+    learning_rate_schedule: Schedule = "constant"
+    """Schedule of the step sizes over total_steps."""
+    temperature: float | None = None
+    """Weight of the entropy; None = learned, so that the entropy stays near `target_entropy`."""
+    initial_temperature: float = 1.0
+    """Where a learned temperature starts."""
+    target_entropy: float | None = None
+    """Nats; None = minus the number of continuous actions, 0.98 log n per choice among n."""
+    num_critics: int = 2
+    """Critics; the lowest of their targets counts."""
+    layer_norm: bool = False
+    """Layer normalisation in the critics, before each activation."""
+    actor_every: int = 1
+    """Gradient steps of the critics per gradient step of the actor and the temperature."""
+    max_grad_norm: float | None = None
+    """Bound of each gradient's global L2 norm; None = unbounded."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    prioritized: bool = False
+    """Draw transitions by the size of their last error (Schaul et al. 2016, arXiv 1511.05952)."""
+    priority_exponent: float = 0.6
+    """How much the error counts, 0 to 1; 0 draws uniformly (only with prioritized)."""
+    importance_exponent: float = 0.4
+    """How much of the drawing's bias is weighed away, 0 to 1 (only with prioritized)."""
+    hindsight: float = 0.0
+    """Share of transitions whose goal is replaced by a later achieved one (goal worlds only)."""
+    overlap: bool = False
+    """Let the worlds step while the learner updates, from data that is one iteration older."""
+    demonstrations: str | None = None
+    """File of transitions, or a run with a replay buffer, put into the buffer at the start."""
+
+
+@dataclass(frozen=True)
 class WrapperConfig:
     """Changes made to the batch between the worlds and the learner."""
 
@@ -103,7 +161,7 @@ class WrapperConfig:
     clip_reward: float | None = None
     """Bound of a (scaled) reward's magnitude."""
     frame_stack: int = 1
-    """Latest observations joined along the channels of an image, the last axis of a vector."""
+    """Latest observations joined along an image's channels, any other array's last axis."""
     nan_guard: Literal["off", "halt", "skip"] = "halt"
     """On a non-finite observation or reward: stop with a replayable dump, or drop the episode."""
 
@@ -164,7 +222,7 @@ class TrainConfig:
     """Seconds of wall time after which the run ends as if it were done."""
     torch_threads: int | None = None
     """Threads for tensor operations; None chooses by network size."""
-    algo: PPOConfig = field(default_factory=PPOConfig)
+    algo: PPOConfig | SACConfig = field(default_factory=PPOConfig)
     """Hyperparameters of the algorithm."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """The policy's network."""
@@ -176,7 +234,7 @@ class TrainConfig:
     """Checkpoints."""
 
 
-ALGOS: dict[str, type] = {"ppo": PPOConfig}
+ALGOS: dict[str, type] = {"ppo": PPOConfig, "sac": SACConfig}
 """Algorithms by the name that a YAML config and `--algo` use."""
 
 MAX_FILE_BYTES = 50_000
@@ -192,6 +250,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             *("num_envs", "num_workers", "num_groups", "total_steps", "torch_threads"),
             *("algo.num_steps", "algo.minibatch_size", "algo.epochs", "network.recurrent_size"),
             *("network.gsde_every", "wrappers.frame_stack", "eval.episodes", "checkpoint.keep"),
+            *("algo.buffer_size", "algo.batch_size", "algo.n_step", "algo.num_critics"),
+            "algo.actor_every",
         ),
     ),
     (
@@ -200,7 +260,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         (
             *("timeout", "time_limit", "algo.learning_rate", "algo.clip", "algo.value_clip"),
             *("algo.max_grad_norm", "algo.target_kl", "algo.adam_eps", "network.obs_clip"),
-            *("wrappers.clip_reward",),
+            *("wrappers.clip_reward", "algo.buffer_memory", "algo.updates_per_step", "algo.tau"),
+            *("algo.critic_learning_rate", "algo.temperature", "algo.initial_temperature"),
         ),
     ),
     (
@@ -208,10 +269,18 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         lambda value: value >= 0,
         (
             *("seed", "max_restarts", "eval.every", "eval.seed", "checkpoint.every"),
-            *("algo.value_coef", "algo.entropy_coef", "algo.symmetry_coef"),
+            *("algo.value_coef", "algo.entropy_coef", "algo.symmetry_coef", "algo.learning_starts"),
         ),
     ),
-    ("from 0 to 1", lambda value: 0 <= value <= 1, ("algo.gamma", "algo.gae_lambda")),
+    (
+        "from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        (
+            *("algo.gamma", "algo.gae_lambda", "algo.hindsight", "algo.priority_exponent"),
+            "algo.importance_exponent",
+        ),
+    ),
+    ("at most 1", lambda value: value <= 1, ("algo.tau",)),
     ("widths of at least 1", lambda value: all(width >= 1 for width in value), ("network.hidden",)),
 )
 
@@ -229,6 +298,33 @@ def check(config: TrainConfig) -> None:
                 value = getattr(value, name, None)  # another algorithm has other settings
             if value is not None and not allowed(value):
                 raise ConfigError(f"{path} must be {sentence}, it is {value!r}")
+    if isinstance(config.algo, SACConfig):
+        _check_sac(config, config.algo)
+
+
+def _check_sac(config: TrainConfig, algo: SACConfig) -> None:
+    """Refuse what SAC cannot be built from."""
+    network = config.network
+    if network.recurrent != "none":
+        raise ConfigError(
+            f"network.recurrent is '{network.recurrent}', and SAC has no memory: set it to none, "
+            "or stack observations with wrappers.frame_stack"
+        )
+    if network.std == "global":
+        raise ConfigError(
+            "network.std is 'global', and SAC's deviation follows the state: "
+            "set it to state, or to gsde"
+        )
+    if not network.squash:
+        raise ConfigError(
+            "network.squash is false, and SAC bounds its actions by tanh: set it to true"
+        )
+    if algo.buffer_size < config.num_envs * (algo.num_steps + algo.n_step):
+        least = config.num_envs * (algo.num_steps + algo.n_step)
+        raise ConfigError(
+            f"algo.buffer_size is {algo.buffer_size}, and {config.num_envs} worlds with "
+            f"algo.num_steps {algo.num_steps} and algo.n_step {algo.n_step} need {least}"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -248,13 +344,38 @@ def to_dict(config: Any) -> dict[str, Any]:
     return result
 
 
+def default_config(env_id: str = TrainConfig.env_id, algo: str = "ppo") -> TrainConfig:
+    """Return an algorithm's plain defaults for a world.
+
+    Raises:
+        ConfigError: there is no such algorithm (the nearest name is given).
+    """
+    if algo not in ALGOS:
+        raise ConfigError(f"there is no algorithm '{algo}': {suggest(algo, ALGOS)}")
+    if algo == "ppo":
+        return TrainConfig(env_id=env_id)
+    network = NetworkConfig(hidden=(256, 256), activation="relu", std="state", squash=True)
+    return TrainConfig(env_id=env_id, num_envs=1, algo=SACConfig(), network=network)
+
+
+def algo_named(values: Mapping[str, Any]) -> str | None:
+    """Return the name of the algorithm that settings ask for; None when they name none."""
+    algo = values.get("algo")
+    if isinstance(algo, Mapping):
+        algo = algo.get("name")
+    if isinstance(algo, str):
+        return algo
+    return next((name for name, kind in ALGOS.items() if type(algo) is kind), None)
+
+
 def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """Build a config from nested mappings; what is not given keeps its default.
+    """Build a config from nested mappings; what is not given keeps its algorithm's default.
 
     Raises:
         ConfigError: an unknown key (the nearest name is given), a wrong type or value.
     """
-    return merge(TrainConfig(), values)
+    name = algo_named(values)
+    return merge(default_config(algo=name) if name in ALGOS else TrainConfig(), values)
 
 
 def merge(

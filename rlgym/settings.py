@@ -112,6 +112,8 @@ def _change(config: Any, changes: Any, prefix: str, asked: _Asked) -> Any:
     has_variants = kind in asked.variants.values()
     if isinstance(changes, tuple(asked.variants.values()) if has_variants else kind):
         return changes
+    if has_variants and isinstance(changes, str):
+        changes = {"name": changes}
     if not isinstance(changes, Mapping):
         names = ", ".join(setting_types(kind))
         section = asked.spell(prefix.rstrip(".")) or "the config"
@@ -147,6 +149,10 @@ def _nearest(path: str, kind: type, asked: _Asked) -> str:
     prefix, _, key = path.rpartition(".")
     prefix = f"{prefix}." if prefix else ""
     wanted = key.replace("-", "_")
+    others = asked.variants.items() if kind in asked.variants.values() else ()
+    for name, variant in others:
+        if variant is not kind and wanted in setting_types(variant):
+            return f"it is one of {name}: choose {asked.spell(prefix.rstrip('.'))} {name}"
     everywhere = list(nested_types(asked.root))
     siblings = list(setting_types(kind))
     close = [prefix + name for name in difflib.get_close_matches(wanted, siblings, 1, 0.7)]

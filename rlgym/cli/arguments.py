@@ -118,7 +118,8 @@ def show_help(kind: type, prog: str, default: Any = None, description: str = "")
     text = description or inspect.cleandoc(kind.__doc__ or "")
     # A config's switches take true or false; a verb's are on when they are there.
     switches = tyro.conf.FlagCreatePairsOff if default is None else tyro.conf.FlagConversionOff
-    style = (switches, tyro.conf.PositionalMetavarFromFieldName)
+    # AvoidSubcommands: the flags of the algorithm that was chosen, instead of a word for each.
+    style = (switches, tyro.conf.PositionalMetavarFromFieldName, tyro.conf.AvoidSubcommands)
     with contextlib.suppress(BrokenPipeError):
         tyro.cli(kind, prog=prog, description=text, args=["--help"], config=style, **extra)
     raise SystemExit(0)

@@ -7,6 +7,7 @@ the learner evaluates all T * N rows in one batch instead of computing them step
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,18 @@ def _scan_back(decay: Tensor, terms: Tensor, last: Tensor, keep_last: bool = Fal
     return out if keep_last else out[:-1]
 
 
+@dataclass(frozen=True)
+class Finals:
+    """The last observations of the episodes that ended in one step of some slots."""
+
+    t: int
+    """Row of the step."""
+    slots: np.ndarray
+    """(K,) int64: slots whose episode ended in it."""
+    obs: Tree[Tensor]
+    """Tree of (K, ...), on the buffer's device: what they saw last."""
+
+
 class RolloutBuffer:
     """One rollout of `num_steps` steps in `num_envs` slots, overwritten by the next.
 
@@ -103,6 +116,8 @@ class RolloutBuffer:
         device: where the learner works.
         mask_size: flags of an action mask; 0 without masks.
         state_shape: shapes of a recurrent policy's state without the batch axis, as a tree.
+        keep_finals: keep the last observation of every episode that ended, in place of the values
+            of those that were truncated; replay buffers want it so.
 
     Attributes:
         obs: tree of (T, N, ...), in the world's own types (images stay uint8).
@@ -120,6 +135,8 @@ class RolloutBuffer:
         initial_state: tree of (N, ...): the recurrent state before row 0; None without memory.
         last_state: the recurrent state after the last row; None without memory.
         all_active: True when no row is inactive; known on the host, so the learner need not ask.
+        finals: with `keep_finals`, last observations of the episodes that ended, in order of time;
+            `bootstrap` is then 0 everywhere.
         host: the (T, N) numpy arrays behind rewards and flags.
     """
 
@@ -132,6 +149,7 @@ class RolloutBuffer:
         device: torch.device | str = "cpu",
         mask_size: int = 0,
         state_shape: Tree[tuple[int, ...]] | None = None,
+        keep_finals: bool = False,
     ) -> None:
         self.num_steps = num_steps
         self.num_envs = num_envs
@@ -167,6 +185,8 @@ class RolloutBuffer:
             self.initial_state = map_tree(lambda shape: zeros(N, *shape), state_shape)
             self.last_state = map_tree(lambda shape: zeros(N, *shape), state_shape)
         self.all_active = True
+        self.keep_finals = keep_finals
+        self.finals: list[Finals] = []
 
     def upload(self) -> None:
         """Bring rewards and flags from the host to the device; on a CPU they are there already."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlgym.rollout.buffer import RolloutBuffer
+from rlgym.rollout.buffer import Finals, RolloutBuffer
 from rlgym.spaces import Tree, map_tree, tree_items
 
 
@@ -99,7 +99,7 @@ class HostCollector:
         self._terms = {
             name: np.zeros((T, env.num_envs), np.float32) for name in env.reward_term_names
         }
-        self._cuts: list[tuple[int, np.ndarray, Any, Any]] = []
+        self._cuts: list[tuple[Finals, Any]] = []
 
     def start(self, obs: Tree[Tensor], info: dict[str, Any]) -> None:
         """Take what `env.reset` or `env.restore` returned as the next observation."""
@@ -194,6 +194,7 @@ class HostCollector:
         if self._state is not None:
             map_tree(lambda target, now: target.copy_(now), buffer.initial_state, self._state)
         self._cuts.clear()
+        buffer.finals.clear()
 
     def _act(self, g: int, t: int, noise: Tensor, stats: CollectStats) -> None:
         begin = perf_counter()
@@ -266,29 +267,35 @@ class HostCollector:
         if success is not None:
             values = success.numpy()[done]
             stats.successes += values[~np.isnan(values)].tolist()
-        if cut.any():
-            local = torch.from_numpy(np.flatnonzero(cut))
-            slots = local.numpy() + rows.start
-            device = self.buffer.device
-            final = map_tree(lambda tensor: tensor[local].to(device), info["final_obs"])
-            state = None
-            if self._state is not None:
-                index = torch.from_numpy(slots).to(device)
-                state = map_tree(lambda tensor: tensor[index], self._state)
-            self._cuts.append((t, slots, final, state))
+        kept = done if self.buffer.keep_finals else cut
+        if not kept.any():
+            return
+        local = torch.from_numpy(np.flatnonzero(kept))
+        slots = local.numpy() + rows.start
+        device = self.buffer.device
+        obs = map_tree(lambda tensor: tensor[local].to(device), info["final_obs"])
+        final = Finals(t, slots, obs)
+        if self.buffer.keep_finals:
+            self.buffer.finals.append(final)
+            return
+        state = None
+        if self._state is not None:
+            index = torch.from_numpy(slots).to(device)
+            state = map_tree(lambda tensor: tensor[index], self._state)
+        self._cuts.append((final, state))
 
     def _bootstrap(self) -> None:
         """Compute V(final_obs) of the truncated episodes, all in one batch."""
         if not self._cuts:
             return
         device = self.buffer.device
-        steps = np.concatenate([np.full(len(slots), t) for t, slots, _, _ in self._cuts])
-        slots = np.concatenate([slots for _, slots, _, _ in self._cuts])
-        final = map_tree(lambda *parts: torch.cat(parts), *(final for _, _, final, _ in self._cuts))
+        steps = np.concatenate([np.full(len(final.slots), final.t) for final, _ in self._cuts])
+        slots = np.concatenate([final.slots for final, _ in self._cuts])
+        final = map_tree(lambda *parts: torch.cat(parts), *(final.obs for final, _ in self._cuts))
         if self._state is None:
             values = self.policy.values(final)
         else:
-            states = map_tree(lambda *p: torch.cat(p), *(state for _, _, _, state in self._cuts))
+            states = map_tree(lambda *p: torch.cat(p), *(state for _, state in self._cuts))
             start = torch.zeros(len(slots), dtype=torch.bool, device=device)
             values = self.policy.values(final, states, start)
         where = (torch.from_numpy(steps).to(device), torch.from_numpy(slots).to(device))
