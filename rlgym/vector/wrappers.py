@@ -9,6 +9,7 @@ wrapper: every vector env reports `episode_return` and `episode_length`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,6 +246,11 @@ class RewardNormalize(VectorWrapper):
     The deviation is that of all steps before the present one, the same for all groups of a step. It
     is merged batch by batch (Chan, Golub, LeVeque 1979), of active slots only.
 
+    All of it is done by numpy on the host, in memory that `state` shares: for a row of slots a
+    tensor's operation costs several times its arithmetic. Mean, variance and count are float64,
+    since a float32 count swallows steps from 2^24 on. On an accelerator each step waits for its
+    rewards to come to the host.
+
     Args:
         env: the vector env to wrap.
         gamma: discount of the return.
@@ -257,48 +263,61 @@ class RewardNormalize(VectorWrapper):
         """Begin with a deviation of 1 that weighs next to nothing."""
         super().__init__(env)
         self.gamma, self.epsilon = gamma, epsilon
-        zeros = torch.zeros(self.num_envs, device=self.device)
+        # a slot that did not act adds to the reward of its pending transition, undiscounted
+        self._decay = np.array([1.0, gamma], np.float32)
+        self._returns = np.zeros(self.num_envs, np.float32)
+        self._continues = np.zeros(self.num_envs, np.float32)
+        self._active = np.zeros(self.num_envs)
+        self._moments = np.array([0.0, 1.0, 1e-4])
+        reward = torch.zeros(self.num_envs)
+        slices = [slice(0, self.num_envs), *map(env.group_slice, range(env.num_groups))]
+        self._scaled = {(s.start, s.stop): (reward[s].numpy(), reward[s]) for s in slices}
+        moments = torch.from_numpy(self._moments)
         self.state = {
-            "returns": zeros.clone(),
-            "continues": zeros.clone(),
-            "active": zeros.clone(),
-            "mean": torch.zeros((), device=self.device),
-            "var": torch.ones((), device=self.device),
-            "count": torch.full((), 1e-4, device=self.device),
+            "returns": torch.from_numpy(self._returns),
+            "continues": torch.from_numpy(self._continues),
+            "active": torch.from_numpy(self._active),
+            "mean": moments[0],
+            "var": moments[1],
+            "count": moments[2],
         }
-        self._reward = zeros.clone()
 
     def _on_reset(self, obs: Any, fresh: torch.Tensor) -> Any:
-        self.state["continues"][:] = torch.where(fresh, 0.0, self.state["continues"])
+        self._continues[fresh.cpu().numpy()] = 0.0
         return obs
 
     def _on_step(self, batch: Batch, rows: slice) -> None:
-        returns, continues = self.state["returns"][rows], self.state["continues"][rows]
-        active = batch.info["active"]
-        # a slot that did not act adds to the reward of its pending transition, undiscounted
-        decay = torch.where(active, self.gamma, 1.0)
-        returns.mul_(continues).mul_(decay).add_(batch.reward)
-        continues.copy_(~batch.done)
-        self.state["active"][rows] = active.float()
-        deviation = (self.state["var"] + self.epsilon).sqrt()
-        batch.reward = torch.div(batch.reward, deviation, out=self._reward[rows])
+        reward = batch.reward.cpu().numpy()
+        active = batch.info["active"].cpu().numpy()
+        returns, continues = self._returns[rows], self._continues[rows]
+        continues *= self._decay.take(active.view(np.int8))
+        returns *= continues
+        returns += reward
+        ended = batch.terminated.cpu().numpy() | batch.truncated.cpu().numpy()
+        np.logical_not(ended, continues)
+        self._active[rows] = active
+        scaled, out = self._scaled[rows.start, rows.stop]
+        np.divide(reward, math.sqrt(self._moments.item(1) + self.epsilon), scaled)
+        batch.reward = out.to(self.device)
         if rows.stop == self.num_envs:
             self._update()
 
     def _update(self) -> None:
-        returns, weights = self.state["returns"], self.state["active"]
-        mean, var, count = self.state["mean"], self.state["var"], self.state["count"]
-        batch_count = weights.sum()
-        safe = batch_count.clamp(min=1.0)
-        batch_mean = (returns * weights).sum() / safe
-        batch_var = ((returns - batch_mean).square() * weights).sum() / safe
+        """Merge the discounted returns of the slots that acted in this step."""
+        weights = self._active
+        batch_count = float(weights.dot(weights))  # each is 0 or 1
+        if not batch_count:
+            return
+        mean, var, count = self._moments.tolist()
+        spread = self._returns.astype(np.float64)
+        spread -= mean
+        delta = float(spread.dot(weights)) / batch_count
+        spread -= delta
+        spread *= spread
         total = count + batch_count
-        delta = batch_mean - mean
-        spread = var * count + batch_var * batch_count
-        spread += delta.square() * count * batch_count / total
-        mean.add_(delta * batch_count / total)
-        var.copy_(spread / total)
-        count.copy_(total)
+        squares = var * count + float(spread.dot(weights))
+        squares += delta * delta * count * batch_count / total
+        self._moments[:] = mean + delta * batch_count / total, squares / total, total
 
 
 class FrameStack(VectorWrapper):

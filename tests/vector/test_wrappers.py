@@ -13,7 +13,14 @@ from rlgym.envs.toy.counter import Counter
 from rlgym.errors import ContractError
 from rlgym.spaces import tree_items
 from rlgym.vector.guard import NaNGuard
-from rlgym.vector.wrappers import ClipReward, FrameStack, RewardNormalize, RewardScale, wrap
+from rlgym.vector.wrappers import (
+    Batch,
+    ClipReward,
+    FrameStack,
+    RewardNormalize,
+    RewardScale,
+    wrap,
+)
 
 
 def make(world="rlgym/Counter-v0", num_envs=4, **kwargs):
@@ -62,6 +69,31 @@ def test_reward_normalize_by_hand():
         np.testing.assert_allclose(reward.numpy(), raw / deviation, rtol=2e-3)
         discounted = 0.5 * discounted + raw
         seen.append(discounted.copy())
+
+
+def test_reward_normalize_is_exact_over_groups_and_slots_that_do_not_act():
+    """Against the moments of all that was seen, in one go and in double precision."""
+    env = RewardNormalize(make(num_envs=4, num_groups=2), gamma=0.9)
+    random = np.random.default_rng(0)
+    returns, continues, seen = np.zeros(4), np.zeros(4), [np.zeros(0)]
+    for _ in range(400):
+        raw = (3.0 + 50.0 * random.standard_normal(4)).astype(np.float32)
+        active, terminated, truncated = random.random((3, 4)) < [[0.8], [0.1], [0.1]]
+        flags = [torch.from_numpy(array) for array in (terminated, truncated, active)]
+        told = []
+        for rows in map(env.group_slice, range(2)):
+            ends, limits, acted = (flag[rows] for flag in flags)
+            batch = Batch(torch.zeros(2), torch.from_numpy(raw)[rows], ends, limits, {})
+            batch.info["active"] = acted
+            env._on_step(batch, rows)
+            told.append(batch.reward.clone())
+        past = np.concatenate(seen)
+        count = len(past) + 1e-4  # of which 1e-4 lies at 0, with a variance of 1
+        variance = (np.square(past).sum() + 1e-4) / count - (past.sum() / count) ** 2
+        np.testing.assert_allclose(torch.cat(told), raw / np.sqrt(variance + 1e-8), rtol=1e-6)
+        returns = returns * continues * np.where(active, 0.9, 1.0) + raw
+        continues = 1.0 - (terminated | truncated)
+        seen.append(returns[active])
 
 
 def test_reward_normalize_forgets_at_the_end_of_an_episode():
