@@ -23,15 +23,19 @@ from rlgym.bench.harness import Case, Result, commit, in_fresh_process, say
 from rlgym.bench.stats import bootstrap_interval, interquartile_mean
 from rlgym.config import TrainConfig, load_preset, preset_for, to_dict
 from rlgym.errors import UserError
+from rlgym.training.folder import EVALUATIONS
 
 BULLET = "pybullet_envs_gymnasium"
 EVALUATION_SEED = 1_000_000
 """Seed of the first evaluation episode: no training seed comes near it."""
 
 
+Algorithm = Literal["ppo", "sac"]
+
+
 @dataclass(frozen=True)
 class Promise:
-    """What the preset of a world must reach."""
+    """What the preset of a world and an algorithm must reach."""
 
     score: float
     """Bound of the interquartile mean, over seeds, of the mean return over episodes."""
@@ -39,26 +43,45 @@ class Promise:
     """Where the bound comes from."""
     against_sb3: bool = False
     """Whether SB3, with rl-zoo's settings, must also take longer for its run."""
+    seeds: int = 5
+    """Seeds that are run unless others are named."""
+    success: float | None = None
+    """Bound of the success rate over all episodes of all seeds, where the world tells it."""
 
 
-PROMISES: dict[str, Promise] = {
-    "CartPole-v1": Promise(500.0, "the most there is"),
-    "Acrobot-v1": Promise(-85.0, "ours"),
-    "Pendulum-v1": Promise(-200.0, "ours, at 100,000 steps"),
-    "MountainCarContinuous-v0": Promise(85.0, "ours"),
-    f"{BULLET}:HopperBulletEnv-v0": Promise(2575.0, "rl-zoo's benchmark.md, 2 million steps", True),
-    f"{BULLET}:HalfCheetahBulletEnv-v0": Promise(
+PROMISES: dict[tuple[str, Algorithm], Promise] = {
+    ("CartPole-v1", "ppo"): Promise(500.0, "the most there is"),
+    ("Acrobot-v1", "ppo"): Promise(-85.0, "ours"),
+    ("Pendulum-v1", "ppo"): Promise(-200.0, "ours, at 100,000 steps"),
+    ("MountainCarContinuous-v0", "ppo"): Promise(85.0, "ours"),
+    (f"{BULLET}:HopperBulletEnv-v0", "ppo"): Promise(
+        2575.0, "rl-zoo's benchmark.md, 2 million steps", True
+    ),
+    (f"{BULLET}:HalfCheetahBulletEnv-v0", "ppo"): Promise(
         2925.0, "rl-zoo's benchmark.md, 2 million steps", True
     ),
-    "panda_gym:PandaReach-v3": Promise(-5.0, "ours: the goal within 5 of 50 steps"),
+    ("panda_gym:PandaReach-v3", "ppo"): Promise(-5.0, "ours: the goal within 5 of 50 steps"),
+    ("Pendulum-v1", "sac"): Promise(-160.0, "ours, at 20,000 steps"),
+    (f"{BULLET}:HopperBulletEnv-v0", "sac"): Promise(
+        2604.0, "rl-zoo's benchmark.md, 1 million steps", seeds=1
+    ),
+    (f"{BULLET}:HalfCheetahBulletEnv-v0", "sac"): Promise(
+        2792.0, "rl-zoo's benchmark.md, 1 million steps", seeds=1
+    ),
+    ("HalfCheetah-v5", "sac"): Promise(9000.0, "ours, at 1 million steps", seeds=1),
+    ("panda_gym:PandaReach-v3", "sac"): Promise(
+        -5.0, "ours: the goal within 5 of 50 steps, always reached", success=1.0
+    ),
 }
-"""World -> its promise."""
+"""World and algorithm -> its promise."""
+WORLDS = tuple(dict.fromkeys(world for world, _ in PROMISES))
 
 
 def bench_learning(
     *,
-    world: tuple[str, ...] = tuple(PROMISES),
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    world: tuple[str, ...] = WORLDS,
+    algo: tuple[Algorithm, ...] = ("ppo", "sac"),
+    seeds: tuple[int, ...] | None = None,
     episodes: int = 100,
     which: Literal["last", "best"] = "last",
     baseline: bool = False,
@@ -72,7 +95,8 @@ def bench_learning(
 
     Args:
         world: worlds to train on.
-        seeds: seeds per world.
+        algo: algorithms to train with, where there is a promise.
+        seeds: seeds per world; by default 0 to 4, or only 0 where a run takes hours.
         episodes: deterministic episodes per trained policy.
         which: policy to score: the last, or the best by the evaluations during training.
         baseline: also train SB3 with rl-zoo's settings where the promise compares with it.
@@ -83,25 +107,26 @@ def bench_learning(
         table: print what stands in the file, train nothing.
         quick: one seed for 2,000 steps, to see that everything works.
     """
-    for name in world:
-        if name not in PROMISES:
-            raise UserError(f"no promise for world '{name}': the worlds are {', '.join(PROMISES)}")
+    promised = _promised(world, algo)
     if steps is not None and sb3_steps is not None:
         raise UserError("--sb3-steps scales SB3's time up to a whole run: leave --steps away")
     if quick:
-        world, seeds, steps, episodes = world[:1], seeds[:1], 2_000, 2
+        promised, seeds, steps, episodes = promised[:1], (seeds or (0,))[:1], 2_000, 2
     log = RunLog(results)
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for name in world:
-        for seed in seeds:
-            for side in _sides(name, baseline):
+    runs: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for name, kind in promised:
+        for seed in seeds or range(5 if table else PROMISES[name, kind].seeds):
+            for side in _sides(name, kind, baseline):
                 length = (sb3_steps or steps) if side == "sb3" else steps
-                key = {"world": name, "side": side, "seed": seed, "steps": length}
-                key |= {"episodes": episodes, "which": which, "preset": _digest(name, side)}
+                key = key_of(name, kind, side, seed, length)
+                key |= {"episodes": episodes, "which": which}
                 key["whole"] = side == "ours" or sb3_steps is None
                 record = log.find(key) or (None if table else _train(key, log))
-                runs.setdefault((name, side), []).extend([record] if record else [])
-    cases = [case_of(w, runs[w, "ours"], runs.get((w, "sb3"), [])) for w in world]
+                runs.setdefault((name, kind, side), []).extend([record] if record else [])
+    cases = [
+        case_of(name, runs[name, kind, "ours"], runs.get((name, kind, "sb3"), []), kind)
+        for name, kind in promised
+    ]
     say(markdown(cases))
     measured = (
         f"interquartile mean over seeds of the mean return of {episodes} deterministic episodes "
@@ -110,15 +135,44 @@ def bench_learning(
     return Result("learning", measured, tuple(cases), quick)
 
 
-def _sides(world: str, baseline: bool) -> tuple[str, ...]:
-    return ("ours", "sb3") if baseline and PROMISES[world].against_sb3 else ("ours",)
+def _promised(worlds: tuple[str, ...], algos: tuple[Algorithm, ...]) -> list[tuple[str, Algorithm]]:
+    """Return the promises about these worlds and algorithms, in the order asked for.
+
+    Raises:
+        UserError: when there is none about a world.
+    """
+    promised = []
+    for world in worlds:
+        found = [(world, algo) for algo in algos if (world, algo) in PROMISES]
+        known = [name for name in WORLDS if any((name, algo) in PROMISES for algo in algos)]
+        if not found and worlds != WORLDS:
+            raise UserError(
+                f"no promise for world '{world}' and {' or '.join(algos)}: the worlds are "
+                f"{', '.join(known)}"
+            )
+        promised += found
+    return promised
 
 
-def _digest(world: str, side: str) -> str | None:
+def _sides(world: str, algo: Algorithm, baseline: bool) -> tuple[str, ...]:
+    return ("ours", "sb3") if baseline and PROMISES[world, algo].against_sb3 else ("ours",)
+
+
+def key_of(world: str, algo: Algorithm, side: str, seed: int, steps: int | None) -> dict[str, Any]:
+    """Return what tells a run from others in the file of finished runs.
+
+    PPO came first: its runs were written without an "algo", and are still found because what a
+    record does not have reads as None.
+    """
+    key: dict[str, Any] = {"world": world, "side": side, "seed": seed, "steps": steps}
+    return key | {"algo": None if algo == "ppo" else algo, "preset": _digest(world, side, algo)}
+
+
+def _digest(world: str, side: str, algo: Algorithm) -> str | None:
     """Return a hash of the preset: a run of another preset is another run."""
     if side == "sb3":
         return None
-    preset = preset_for(world)
+    preset = preset_for(world, algo)
     config = TrainConfig(env_id=world) if preset is None else load_preset(preset, world)
     return hashlib.sha256(json.dumps(to_dict(config)).encode()).hexdigest()[:16]
 
@@ -126,15 +180,17 @@ def _digest(world: str, side: str) -> str | None:
 def _train(key: dict[str, Any], log: "RunLog") -> dict[str, Any]:
     """Train and score one seed in a fresh process; return its record, which is also saved."""
     names = ["world", "seed", "steps", "episodes", "which" if key["side"] == "ours" else "whole"]
+    algo = key["algo"] or "ppo"
     outcome = in_fresh_process(
         f"rlgym.bench.learning:train_{key['side']}",
-        timeout=24 * 3600.0,
+        timeout=48 * 3600.0,
+        algo=algo,
         **{name: key[name] for name in names},
     )
     record = {**key, **outcome, "commit": commit()}
     log.add(record)
     say(
-        f"{key['world']} {key['side']} seed {key['seed']}: "
+        f"{key['world']} {algo} {key['side']} seed {key['seed']}: "
         f"{record['score']:.1f} in {record['minutes']:.1f} min"
     )
     return record
@@ -174,15 +230,21 @@ class RunLog:
         self.records.append(record)
 
 
-def case_of(world: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> Case:
-    """Return the case of one world.
+def case_of(
+    world: str,
+    ours: list[dict[str, Any]],
+    theirs: list[dict[str, Any]],
+    algo: Algorithm = "ppo",
+) -> Case:
+    """Return the case of one world and algorithm.
 
     Args:
         world: a world of `PROMISES`.
         ours: records of our runs; none gives a case that is not met.
         theirs: records of SB3's runs, where the promise compares with them.
+        algo: an algorithm with a promise about this world.
     """
-    promise = PROMISES[world]
+    promise = PROMISES[world, algo]
     scores = [record["score"] for record in ours]
     minutes = [record["minutes"] for record in ours]
     their_scores = [record["score"] for record in theirs if record["whole"]]
@@ -193,7 +255,12 @@ def case_of(world: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
         details["minutes"] = statistics.median(minutes)
         details["steps"] = statistics.median(record["env_steps"] for record in ours)
         successes = [r["success"] for r in ours if r["success"] is not None]
-        details["success"] = statistics.mean(successes) if successes else None
+        success = statistics.mean(successes) if successes else None
+        details["success"] = success
+        details["curves"] = [record.get("curve", []) for record in ours]
+        if promise.success is not None:
+            reached = success is not None and success >= promise.success
+            conditions[f"success rate {promise.success:.0%}"] = reached
     if promise.against_sb3:
         their_minutes = [record["minutes"] for record in theirs]
         details["sb3_minutes_scaled_up"] = not all(record["whole"] for record in theirs)
@@ -201,7 +268,7 @@ def case_of(world: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
         faster = bool(ours and theirs) and details["minutes"] < details["sb3_minutes"]
         conditions["fewer wall minutes than SB3 here (--baseline)"] = faster
     return Case(
-        name=world,
+        name=world if algo == "ppo" else f"{world} {algo.upper()}",
         unit="return",
         value=float(interquartile_mean(np.array(scores))) if scores else math.nan,
         goal=promise.score,
@@ -237,7 +304,13 @@ def markdown(cases: list[Case]) -> str:
 
 
 def train_ours(
-    *, world: str, seed: int, steps: int | None, episodes: int, which: Literal["last", "best"]
+    *,
+    world: str,
+    seed: int,
+    steps: int | None,
+    episodes: int,
+    which: Literal["last", "best"],
+    algo: Algorithm = "ppo",
 ) -> dict[str, Any]:
     """Train with the shipped preset and score the policy (a fresh process)."""
     import rlgym
@@ -247,34 +320,50 @@ def train_ours(
     with TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         start = time.perf_counter()
-        run = rlgym.train(world, run_dir=run_dir, seed=seed, **changes)
+        run = rlgym.train(
+            world, run_dir=run_dir, preset=preset_for(world, algo), seed=seed, **changes
+        )
         minutes = (time.perf_counter() - start) / 60.0
+        curve = _curve(run_dir)
         policy = rlgym.load_policy(run_dir, which=which)
         scores, successes = play(
             world, policy.act, episodes=episodes, seed=EVALUATION_SEED, begin=policy.reset
         )
-    return _outcome(scores, successes, minutes, run.state.env_steps)
+    return {**_outcome(scores, successes, minutes, run.state.env_steps), "curve": curve}
+
+
+def _curve(run_dir: Path) -> list[list[float]]:
+    """Return (environment steps, mean return) of each evaluation of a run."""
+    lines = (run_dir / EVALUATIONS).read_text(encoding="utf-8").splitlines()
+    return [[line["step"], round(line["mean"], 2)] for line in map(json.loads, lines)]
 
 
 def train_sb3(
-    *, world: str, seed: int, steps: int | None, episodes: int, whole: bool
+    *,
+    world: str,
+    seed: int,
+    steps: int | None,
+    episodes: int,
+    whole: bool,
+    algo: Algorithm = "ppo",
 ) -> dict[str, Any]:
     """Train SB3 at the fastest of its threads and vector envs here, and score the last policy."""
     import torch
 
     from rlgym.bench.baselines import act_of, fastest, make_sb3, play, settings_of
 
-    total = settings_of(world).total_steps
-    pick = fastest(world, vec_envs=("dummy", "subproc"))
+    total = settings_of(world, algo).total_steps
+    # SAC steps a single world: nothing to spread over processes
+    pick = fastest(world, vec_envs=("dummy",) if algo == "sac" else ("dummy", "subproc"), algo=algo)
     torch.set_num_threads(pick["threads"])
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
-        model = make_sb3(world, seed, vec_env=pick["vec_env"], tensorboard=folder)
+        model = make_sb3(world, seed, algo=algo, vec_env=pick["vec_env"], tensorboard=folder)
         model.learn(steps or total)
         minutes = (time.perf_counter() - start) / 60.0
         minutes *= 1.0 if whole else total / model.num_timesteps
         scores, successes = play(world, act_of(model), episodes=episodes, seed=EVALUATION_SEED)
-        model.env.close()  # pyright: ignore[reportOptionalMemberAccess]
+        model.env.close()
     outcome = _outcome(scores, successes, minutes, model.num_timesteps)
     return {**outcome, "setting": pick}
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rlgym.bench.harness import (
+    Case,
     Result,
     import_all,
     in_fresh_process,
@@ -28,6 +29,9 @@ GOAL = 0.1
 """Ours / SB3's, of median seconds."""
 EVALUATION_SEED = 1_000_000
 """Seed of the first evaluation episode: no training seed comes near it."""
+PRESET = "cartpole-ppo"
+SAME_RECIPE_GOAL = 0.5
+"""As `GOAL`, when SB3 is given our preset: what the code gives without the settings."""
 
 
 def bench_ppo_cartpole(
@@ -36,6 +40,7 @@ def bench_ppo_cartpole(
     threads: int | None = None,
     limit: float = 120.0,
     episodes: int = 100,
+    same_recipe: bool = False,
     quick: bool = False,
 ) -> Result:
     """Seconds until the mean of the last 100 training episodes is 475 on CartPole-v1.
@@ -45,6 +50,8 @@ def bench_ppo_cartpole(
         threads: torch threads of SB3; by default whichever of 1 and 2 is faster here.
         limit: seconds after which a run counts as `limit` and as failed.
         episodes: deterministic episodes that each trained policy plays afterwards, off the clock.
+        same_recipe: also train SB3 with our preset's settings, in turn with the other two: how much
+            of the difference is code, and how much is settings.
         quick: one seed for 2,048 steps, to see that everything works.
     """
     steps = None
@@ -59,40 +66,51 @@ def bench_ppo_cartpole(
         tried = in_fresh_process("rlgym.bench.baselines:fastest", timeout=timeout, env_id=WORLD)
         threads = tried["threads"]
         say(f"SB3 is faster with {threads} torch thread(s) here: {tried['steps_per_second']}")
-    ours, theirs = [], []
+    ours, theirs, same = [], [], []
     for seed in seeds:  # A B A B: whatever slows the machine for a while slows both
         common = {"seed": seed, "limit": limit, "episodes": episodes, "steps": steps}
         common["timeout"] = timeout
         ours.append(in_fresh_process(f"{here}:time_ours", modules=ours_needs, **common))
         say(f"seed {seed}: rlgym {_line(ours[-1])}")
-        theirs.append(
-            in_fresh_process(f"{here}:time_sb3", modules=theirs_needs, threads=threads, **common)
-        )
+        common |= {"modules": theirs_needs, "threads": threads}
+        theirs.append(in_fresh_process(f"{here}:time_sb3", **common))
         say(f"seed {seed}: SB3   {_line(theirs[-1])}")
-    case = paired_case(
-        WORLD,
-        "s",
-        [run["seconds"] for run in ours],
-        [run["seconds"] for run in theirs],
-        goal=GOAL,
-        conditions={
-            "each of our policies scores 475 or more": all(r["score"] >= THRESHOLD for r in ours)
-        },
-        details={
-            "seeds": list(seeds),
-            "sb3_threads": threads,
-            "sb3_tried": tried,
-            "ours": ours,
-            "sb3": theirs,
-        },
-    )
+        if same_recipe:
+            same.append(in_fresh_process(f"{here}:time_sb3", preset=PRESET, **common))
+            say(f"seed {seed}: SB3 with our settings {_line(same[-1])}")
+    how = {"seeds": list(seeds), "sb3_threads": threads, "sb3_tried": tried}
+    cases = [_case(WORLD, ours, theirs, GOAL, how)]
+    if same_recipe:
+        name = f"{WORLD}, SB3 with our settings"
+        cases.append(_case(name, ours, same, SAME_RECIPE_GOAL, how))
     measured = (
         f"wall seconds until the mean of the last 100 training episodes is {THRESHOLD:.0f} on "
         f"Gymnasium's {WORLD}: rlgym's preset against SB3 PPO with rl-zoo's settings, median of "
         f"{len(seeds)} seeds; building worlds counts, imports do not; a failed seed counts "
         f"{limit:.0f} s"
     )
-    return Result("ppo-cartpole", measured, (case,), quick)
+    return Result("ppo-cartpole", measured, tuple(cases), quick)
+
+
+def _case(
+    name: str,
+    ours: list[dict[str, Any]],
+    theirs: list[dict[str, Any]],
+    goal: float,
+    how: dict[str, Any],
+) -> Case:
+    """Return the case that compares our runs with SB3's."""
+    return paired_case(
+        name,
+        "s",
+        [run["seconds"] for run in ours],
+        [run["seconds"] for run in theirs],
+        goal=goal,
+        conditions={
+            "each of our policies scores 475 or more": all(r["score"] >= THRESHOLD for r in ours)
+        },
+        details={**how, "ours": ours, "sb3": theirs},
+    )
 
 
 def _line(run: dict[str, Any]) -> str:
@@ -180,20 +198,31 @@ def time_ours(
 
 
 def time_sb3(
-    *, seed: int, limit: float, episodes: int, threads: int, modules: list[str], steps: int | None
+    *,
+    seed: int,
+    limit: float,
+    episodes: int,
+    threads: int,
+    modules: list[str],
+    steps: int | None,
+    preset: str | None = None,
 ) -> dict[str, Any]:
-    """Train SB3's PPO until the threshold and score the policy (a fresh process)."""
+    """Train SB3's PPO until the threshold and score the policy (a fresh process).
+
+    `preset` names one of ours whose settings it gets instead of the zoo's.
+    """
     import_all(modules)
     import torch
 
     from rlgym.bench.baselines import StopAtMean as StopSB3
-    from rlgym.bench.baselines import act_of, make_sb3, play, settings_of
+    from rlgym.bench.baselines import act_of, make_sb3, play, settings_of, settings_of_preset
 
     torch.set_num_threads(threads)
+    settings = settings_of(WORLD) if preset is None else settings_of_preset(preset)
     start = time.perf_counter()
     stop = StopSB3(THRESHOLD, deadline=start + limit)
-    model = make_sb3(WORLD, seed)
-    model.learn(steps or settings_of(WORLD).total_steps, callback=stop)
+    model = make_sb3(WORLD, seed, settings=settings)
+    model.learn(steps or settings.total_steps, callback=stop)
     scores, _ = play(WORLD, act_of(model), episodes=episodes, seed=EVALUATION_SEED)
     taken = model.num_timesteps
     return _outcome(start, stop.reached_at, limit, taken, scores, stop.curve)

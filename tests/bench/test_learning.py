@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlgym import bench
-from rlgym.bench.learning import PROMISES, RunLog, case_of, markdown
+from rlgym.bench.learning import PROMISES, RunLog, case_of, key_of, markdown
 from rlgym.bench.memory import case_of as memory_case
 from rlgym.errors import UserError
 
@@ -79,8 +79,41 @@ def test_table_alone_trains_nothing(tmp_path, capsys):
     words = ["learning", "--table", "--json", "--results", str(tmp_path / "none.jsonl")]
     assert bench.run(words) == 1
     outcome = json.loads(capsys.readouterr().out)
-    assert [case["name"] for case in outcome["cases"]] == list(PROMISES)
+    names = [world if algo == "ppo" else f"{world} SAC" for world, algo in PROMISES]
+    assert sorted(case["name"] for case in outcome["cases"]) == sorted(names)
     assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_one_algorithm_alone(tmp_path, capsys):
+    words = ["learning", "--table", "--json", "--algo", "sac", "--results", str(tmp_path / "x")]
+    bench.run(words)
+    cases = json.loads(capsys.readouterr().out)["cases"]
+    assert all(case["name"].endswith(" SAC") for case in cases)
+    assert len(cases) == sum(algo == "sac" for _, algo in PROMISES)
+    with pytest.raises(UserError, match="'CartPole-v1' and sac: the worlds are Pendulum-v1"):
+        bench.run([*words, "--world", "CartPole-v1"])
+
+
+def test_runs_of_either_algorithm_are_told_apart(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl")
+    # written before there was more than one algorithm: a record of PPO names none
+    log.add({**key_of(HOPPER, "ppo", "sb3", 0, None), "score": 1.0})
+    del log.records[0]["algo"]
+    assert log.find(key_of(HOPPER, "ppo", "sb3", 0, None))["score"] == 1.0
+    assert log.find(key_of(HOPPER, "sac", "sb3", 0, None)) is None
+    log.add({**key_of(HOPPER, "sac", "sb3", 0, None), "score": 2.0})
+    assert log.find(key_of(HOPPER, "sac", "sb3", 0, None))["score"] == 2.0
+    assert log.find(key_of(HOPPER, "ppo", "sb3", 0, None))["score"] == 1.0
+    ours = key_of("Pendulum-v1", "ppo", "ours", 0, None)
+    assert ours["preset"] != key_of("Acrobot-v1", "ppo", "ours", 0, None)["preset"]
+
+
+@pytest.mark.parametrize(("rates", "met"), [([1.0, 1.0], True), ([1.0, 0.99], False), ([], False)])
+def test_a_promised_success_rate_must_be_reached_in_every_run(rates, met):
+    runs = [{**record(-2.0, seed=i), "success": rate} for i, rate in enumerate(rates)]
+    case = case_of("panda_gym:PandaReach-v3", runs or [record(-2.0)], [], "sac")
+    assert case.met is met
+    assert case.name == "panda_gym:PandaReach-v3 SAC"
 
 
 def test_unknown_world_lists_those_with_a_promise():
