@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from rlgym.device import has_float64
 
 EPSILON = 1e-8
 """Added to the variance before the root, so that a constant input stays finite."""
@@ -17,7 +21,8 @@ class RunningMeanStd(nn.Module):
     batches of a rollout one by one or all at once gives the same statistics.
 
     Everything is a buffer, so the state_dict carries it. The accumulators are float64, because a
-    count of 1e8 swallows small float32 contributions; `shift` and `scale` are the float32 numbers
+    count of 1e8 swallows small float32 contributions. Where a device has no float64 they stay on
+    the CPU, and each `update` brings its batch there. `shift` and `scale` are the float32 numbers
     that `normalize` uses, and they only change in `update`.
 
     Args:
@@ -41,6 +46,12 @@ class RunningMeanStd(nn.Module):
         self.register_buffer("shift", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(shape))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningMeanStd:
+        """What `to`, `cpu` and `cuda` come down to; accumulators go only where float64 exists."""
+        if has_float64(fn(self.shift).device):
+            return super()._apply(fn, recurse)
+        return super()._apply(lambda t: t.cpu() if t.dtype == torch.float64 else fn(t), recurse)
+
     @torch.no_grad()
     def update(self, values: Tensor, weights: Tensor | None = None) -> None:
         """Merge a batch.
@@ -49,11 +60,12 @@ class RunningMeanStd(nn.Module):
             values: (..., *shape), any number of leading axes.
             weights: (...) 1 for a row that counts, 0 for one that does not; None counts all.
         """
-        rows = values.reshape(-1, *self.shape).to(self.mean.dtype)
+        # in two steps: one would convert before it copies, on a device that may have no float64
+        rows = values.reshape(-1, *self.shape).to(self.mean.device).to(self.mean.dtype)
         if weights is None:
             weight = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
         else:
-            weight = weights.reshape(-1).to(rows.dtype)
+            weight = weights.reshape(-1).to(rows.device).to(rows.dtype)
         count = weight.sum()
         weight = weight.view(-1, *([1] * len(self.shape)))
         divisor = count.clamp(min=1.0)
@@ -69,8 +81,8 @@ class RunningMeanStd(nn.Module):
         self.var.copy_(torch.where(seen, merged / total, self.var))
         self.mean.add_(delta * count / total)
         self.count.add_(count)
-        self.shift.copy_(self.mean)
-        self.scale.copy_((self.var + EPSILON).rsqrt())
+        self.shift.copy_(self.mean.float())
+        self.scale.copy_((self.var + EPSILON).rsqrt().float())
 
     def normalize(self, values: Tensor) -> Tensor:
         """Centre, scale and clip; same shape, float32."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from rlgym.errors import DeviceError
@@ -39,6 +41,16 @@ def resolve(device: torch.device | str = "auto") -> torch.device:
     if f"{kind}:{index or 0}" not in found:
         raise DeviceError(f"device {name!r} is not there: this machine has {', '.join(found)}")
     return torch.device(name)
+
+
+@functools.cache
+def has_float64(device: torch.device) -> bool:
+    """Tell whether a device computes in double precision; Apple's and some of Intel's do not."""
+    try:
+        torch.ones((), dtype=torch.float64, device=device).add_(1.0)
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def synchronize(device: torch.device) -> None:

@@ -35,3 +35,13 @@ def test_unknown_names_are_refused(name: str) -> None:
 def test_pinning_is_free_on_the_cpu() -> None:
     tensor = torch.zeros(3)
     assert device.pin(tensor, torch.device("cpu")) is tensor
+
+
+def test_double_precision_is_found_out_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.has_float64(torch.device("cpu"))
+
+    def refuse(*args: object, dtype: torch.dtype, **kwargs: object) -> None:
+        raise TypeError(f"this device has no {dtype}")
+
+    monkeypatch.setattr(torch, "ones", refuse)
+    assert not device.has_float64(torch.device("cpu", 7))  # another key than the one remembered

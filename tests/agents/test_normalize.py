@@ -1,5 +1,6 @@
 import torch
 
+from rlgym.agents import normalize
 from rlgym.agents.normalize import RunningMeanStd
 
 
@@ -48,3 +49,25 @@ def test_a_constant_input_stays_finite():
     norm = RunningMeanStd((2,))
     norm.update(torch.full((10, 2), 7.0))
     assert torch.isfinite(norm.normalize(torch.full((1, 2), 7.0))).all()
+
+
+def test_accumulators_stay_behind_where_a_device_has_no_float64(monkeypatch):
+    data = 1e4 + torch.randn(50, 3)
+    plain, moved = RunningMeanStd((3,)), RunningMeanStd((3,))
+    monkeypatch.setattr(normalize, "has_float64", lambda device: device.type == "cpu")
+    moved.to("meta")  # stands for such a device: it takes copies, and gives none back
+    for norm in (plain, moved):
+        norm.update(data)
+    for name in ("mean", "var", "count"):
+        here = getattr(moved, name)
+        assert (here.device.type, here.dtype) == ("cpu", torch.float64)
+        assert torch.equal(here, getattr(plain, name))
+    assert moved.shift.is_meta
+    assert moved.scale.is_meta
+    assert [*moved.state_dict()] == [*plain.state_dict()]
+
+
+def test_accumulators_move_along_where_a_device_has_float64():
+    norm = RunningMeanStd((3,)).to("meta")
+    assert all(buffer.is_meta for buffer in norm.buffers())
+    assert norm.mean.dtype == torch.float64
