@@ -12,6 +12,9 @@ Saving writes into `step-N.tmp-PID`, flushes every file and the folder to the di
 folder, flushes its parent, and only then deletes what is too old. At whichever instant the machine
 stops, the newest folder whose manifest verifies is a whole checkpoint. What does not verify is
 reported and left for the person to look at.
+
+A file that an older checkpoint holds already, and that never changes, may be linked instead of
+written: one file on the disk with a name in each folder, gone when the last of them is deleted.
 """
 
 import hashlib
@@ -20,7 +23,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from safetensors import SafetensorError
 
 from rlgym.errors import CheckpointError
 from rlgym.settings import short
+from rlgym.training.tensor_file import TensorFile
 
 FORMAT = "rlgym-checkpoint"
 VERSION = 1
@@ -43,6 +47,27 @@ _STALE = re.compile(r"(?:step-[\d.]+|[a-z]+\.(?:json|yaml))\.(?:tmp|old)-\d+")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.(?:safetensors|json)")
 _CHUNK = 1024**2
 _SLACK = 1024**2  # bytes that must stay free beside what is written: folders, pointers, logs
+
+
+@dataclass(frozen=True)
+class Linked:
+    """A file of an older checkpoint that a new one holds as well."""
+
+    path: Path
+    """Where it is."""
+    bytes: int
+    """Its size."""
+    sha256: str
+    """Its SHA-256, as the older checkpoint's manifest states it."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether a plain file of this size still stands there; its content is not read."""
+        try:
+            _check_size(self.path, self.bytes)
+        except (CheckpointError, OSError):
+            return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -77,6 +102,11 @@ class Checkpoint:
         name = _with_suffix(name, ".json")
         return _parse_json(self._read(name), self.path / name)
 
+    def linked(self, name: str) -> Linked:
+        """Return what `save` needs to hold the file `name` in another checkpoint too."""
+        size, digest = self.files[name]
+        return Linked(self.path / name, size, digest)
+
     def _read(self, name: str) -> bytes:
         if name not in self.files:
             known = ", ".join(sorted(self.files))
@@ -98,6 +128,7 @@ def save(
     tensors: Mapping[str, Mapping[str, Any]],
     documents: Mapping[str, Any],
     keep: int = 3,
+    links: Mapping[str, Linked] | None = None,
 ) -> Checkpoint:
     """Save a checkpoint and return it; then delete the oldest beyond `keep`, but never the best.
 
@@ -107,15 +138,21 @@ def save(
         tensors: For each file name, named tensors or numeric numpy arrays of any device.
         documents: For each file name, a value that JSON can hold.
         keep: How many of the newest complete checkpoints stay.
+        links: For each file name, a file of an older checkpoint to hold as well: a hard link where
+            the disk has them, else a copy. Neither is read to be hashed.
 
     Raises:
-        CheckpointError: the disk is full or refuses; everything saved before is intact.
+        CheckpointError: the disk is full or refuses, or a file to link is gone or of another size;
+            everything saved before is intact.
     """
-    contents = {_with_suffix(name, ".safetensors"): _pack(t) for name, t in tensors.items()}
+    links = links or {}
+    contents: dict[str, TensorFile | bytes] = {
+        _with_suffix(name, ".safetensors"): TensorFile(named) for name, named in tensors.items()
+    }
     for name, value in documents.items():
         contents[_with_suffix(name, ".json")] = json.dumps(value, indent=1).encode()
-    for name in contents:
-        if not _FILE.fullmatch(name) or name == MANIFEST:
+    for name in (*contents, *links):
+        if not _FILE.fullmatch(name) or name == MANIFEST or (name in contents and name in links):
             raise CheckpointError(f"'{name}' cannot name a file of a checkpoint")
     folder = Path(folder)
     store = folder / "checkpoints"
@@ -123,8 +160,7 @@ def save(
     try:
         store.mkdir(parents=True, exist_ok=True)
         _sweep(folder, store)
-        _check_space(store, sum(map(len, contents.values())))
-        checkpoint = _write(store, step, contents)
+        checkpoint = _write(store, step, contents, links)
         _flush_folder(store)
         pointer = {"checkpoint": checkpoint.path.name, "step": step}
         _write_pointer(folder / "latest.json", pointer)
@@ -141,13 +177,16 @@ def save(
 
 
 def newest(
-    folder: str | os.PathLike[str], report: Callable[[str], None] | None = None
+    folder: str | os.PathLike[str],
+    report: Callable[[str], None] | None = None,
+    needed: Container[str] | None = None,
 ) -> Checkpoint | None:
     """Return the newest checkpoint that verifies, None when none was ever saved.
 
     Args:
         folder: The run's folder.
         report: Called with a line for each newer one that does not verify (default: stderr).
+        needed: As `read` takes it.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them verifies.
@@ -155,7 +194,7 @@ def newest(
     broken: list[str] = []
     for path in _folders(Path(folder) / "checkpoints"):
         try:
-            checkpoint = read(path)
+            checkpoint = read(path, needed)
         except CheckpointError as error:
             broken.append(str(error))
             continue
@@ -167,8 +206,12 @@ def newest(
     return None
 
 
-def best(folder: str | os.PathLike[str]) -> Checkpoint | None:
+def best(folder: str | os.PathLike[str], needed: Container[str] | None = None) -> Checkpoint | None:
     """Return the checkpoint that `mark_best` named, None when none was.
+
+    Args:
+        folder: The run's folder.
+        needed: As `read` takes it.
 
     Raises:
         CheckpointError: it is named but cannot be used.
@@ -177,7 +220,7 @@ def best(folder: str | os.PathLike[str]) -> Checkpoint | None:
     if name is None:
         return None
     try:
-        return read(Path(folder) / "checkpoints" / name)
+        return read(Path(folder) / "checkpoints" / name, needed)
     except CheckpointError as error:
         raise CheckpointError(f"the best checkpoint: {error}; use the last one instead") from None
 
@@ -197,8 +240,13 @@ def mark_best(checkpoint: Checkpoint, score: float) -> None:
         raise CheckpointError(f"{pointer} was not written: {error.strerror or error}") from error
 
 
-def read(path: str | os.PathLike[str]) -> Checkpoint:
+def read(path: str | os.PathLike[str], needed: Container[str] | None = None) -> Checkpoint:
     """Verify the checkpoint in this folder against its manifest: names, sizes and hashes.
+
+    Args:
+        path: Its folder.
+        needed: Names of the files that will be read, when the others may be broken or gone: who
+            wants a policy need not wait until a replay buffer is hashed. Default: all of them.
 
     Raises:
         CheckpointError: says which file is missing, cut short or changed.
@@ -207,6 +255,8 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         files = _read_manifest(path)
         for name, (size, digest) in files.items():
+            if needed is not None and name not in needed:
+                continue
             _check_size(path / name, size)
             if _hash(path / name) != digest:
                 raise CheckpointError(f"{path / name} was changed after it was saved")
@@ -215,41 +265,65 @@ def read(path: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(path, _key(path)[0], files)
 
 
-def _write(store: Path, step: int, contents: Mapping[str, bytes]) -> Checkpoint:
+def _write(
+    store: Path,
+    step: int,
+    contents: Mapping[str, TensorFile | bytes],
+    links: Mapping[str, Linked],
+) -> Checkpoint:
     """Write, flush, hash and rename: the order that makes a half-written checkpoint impossible."""
     final = _free_name(store, step)
     stage = store / f"{final.name}.tmp-{os.getpid()}"
     try:
         stage.mkdir()
-        files: dict[str, tuple[int, str]] = {}
+        copies = _link(stage, links)  # only now is it known what takes room
+        written = [len(c) if isinstance(c, bytes) else c.size for c in contents.values()]
+        _check_space(store, sum(written) + sum(copy.bytes for copy in copies.values()))
+        files = {name: (link.bytes, link.sha256) for name, link in links.items()}
+        for name, link in copies.items():
+            _copy(link.path, stage / name)
         for name, content in contents.items():
-            _write_file(stage / name, content)
-            files[name] = (len(content), hashlib.sha256(content).hexdigest())
+            files[name] = _write_file(stage / name, content)
         listed = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()}
         manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": listed}
         _write_file(stage / MANIFEST, json.dumps(manifest, indent=1).encode())
         _flush_folder(stage)
         os.replace(stage, final)
-    except OSError:
+    except BaseException:
         shutil.rmtree(stage, ignore_errors=True)  # a full disk needs the room
         raise
     return Checkpoint(final, step, files)
 
 
-def _pack(tensors: Mapping[str, Any]) -> bytes:
-    """Return the tensors as safetensors bytes; each is copied, since views may share memory."""
-    packed = {}
-    for name, value in tensors.items():
-        tensor = torch.as_tensor(value).detach()
-        packed[name] = tensor.to("cpu", copy=True).contiguous()
-    return safetensors.torch.save(packed)
+def _link(stage: Path, links: Mapping[str, Linked]) -> dict[str, Linked]:
+    """Link what can be linked; return what must be copied: no such links here, or too many."""
+    copies = {}
+    for name, link in links.items():
+        _check_size(link.path, link.bytes)
+        try:
+            os.link(link.path, stage / name)
+        except (OSError, NotImplementedError):
+            copies[name] = link
+    return copies
 
 
-def _write_file(path: Path, content: bytes) -> None:
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    with open(target, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def _write_file(path: Path, content: TensorFile | bytes) -> tuple[int, str]:
+    """Write and flush a new file; return its size and its SHA-256."""
+    size, digest = 0, hashlib.sha256()
     with open(path, "xb") as file:
-        file.write(content)
+        for piece in (content,) if isinstance(content, bytes) else content:
+            file.write(piece)
+            digest.update(piece)
+            size += len(piece)
         file.flush()
         os.fsync(file.fileno())
+    return size, digest.hexdigest()
 
 
 def _write_pointer(path: Path, value: Mapping[str, Any]) -> None:
