@@ -74,6 +74,6 @@ class TensorFile:
         yield self._header
         for tensor in self._tensors:
             flat = tensor.to("cpu").contiguous().reshape(-1).view(torch.uint8)
-            content = memoryview(flat.numpy())
+            content = flat.numpy().data
             for begin in range(0, len(content), _PIECE):
                 yield content[begin : begin + _PIECE]
