@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium
 
-from rlgym.errors import ConfigError, WorldError
+from rlgym.errors import ConfigError, UserError, WorldError
 
 if TYPE_CHECKING:
     from rlgym.vector.contract import VectorEnv
@@ -91,6 +92,37 @@ def register(
         VECTOR_ENTRY_POINTS[id] = entry_point
     else:
         gymnasium.register(id, entry_point=entry_point, **kwargs)
+
+
+def require_trust(world: str, source: str | Path) -> None:
+    """Refuse to import a module only because a file names it: importing one runs its code.
+
+    What rlgym knows, and what this process has imported already, needs no asking.
+
+    Args:
+        world: id, as the file gives it.
+        source: the file or folder that names it.
+
+    Raises:
+        UserError: says how to vouch for it.
+    """
+    module = world.rpartition(":")[0]
+    own = module.split(".")[0] == "rlgym"
+    if not module or own or module in sys.modules or module in _known_modules():
+        return
+    raise UserError(
+        f"{source} asks to import the module '{module}' for its worlds: if you know who made it, "
+        "add --trust, or trust=True in Python"
+    )
+
+
+def _known_modules() -> set[str]:
+    """Modules that the shipped presets, or the advice of an error, name."""
+    from rlgym.config import load_preset, presets
+    from rlgym.envs.gymnasium import PACKAGES
+
+    named = {package.partition("[")[0].replace("-", "_") for package in PACKAGES.values()}
+    return named | {load_preset(name).env_id.rpartition(":")[0] for name in presets()}
 
 
 def make_vec(

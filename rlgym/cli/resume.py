@@ -40,5 +40,12 @@ def run(argv: list[str]) -> int:
     from rlgym.training.run import resume
 
     with Progress(wanted.console) as progress:
-        resume(wanted.run, wanted.total_steps, hooks=progress, console=wanted.console, **changes)
+        resume(
+            wanted.run,
+            wanted.total_steps,
+            hooks=progress,
+            console=wanted.console,
+            trust=True,  # read_run has asked
+            **changes,
+        )
     return progress.status

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from rlgym.config import TrainConfig, load_config, load_preset, presets
-from rlgym.envs.gymnasium import PACKAGES
+from rlgym.config import TrainConfig, load_config
 from rlgym.errors import UserError
+from rlgym.registry import require_trust
 
 
 def is_run(path: str) -> bool:
@@ -15,8 +15,7 @@ def is_run(path: str) -> bool:
 def read_run(path: str, trust: bool = False) -> TrainConfig:
     """Return the settings of the run in this folder.
 
-    A config may name a module that registers its world, and importing one runs its code: packages
-    that rlgym knows are imported, others only when the person says so.
+    A config may name a module that registers its world; see `require_trust`.
 
     Raises:
         UserError: it is no run, or its worlds are not to be had this way.
@@ -32,16 +31,6 @@ def read_run(path: str, trust: bool = False) -> TrainConfig:
             f"the worlds of {path} come from a Python function: use rlgym.resume(..., world=...) "
             f"or rlgym.load_policy(...) from Python"
         )
-    if kind and not trust and kind not in known_modules():
-        raise UserError(
-            f"{path} asks to import the module '{kind}' for its worlds: add --trust if you know "
-            f"who made this run"
-        )
+    if not trust:
+        require_trust(config.env_id, path)
     return config
-
-
-def known_modules() -> set[str]:
-    """Return the modules that a run may import without being asked about."""
-    named = {package.partition("[")[0].replace("-", "_") for package in PACKAGES.values()}
-    tuned = {load_preset(name).env_id.rpartition(":")[0] for name in presets()}
-    return (named | tuned) - {""}

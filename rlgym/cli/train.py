@@ -31,6 +31,7 @@ Settings: the preset tuned for the world when there is one, then --config, then 
   --algo NAME          algorithm (ppo)
   --preset NAME        another preset, or none for plain defaults
   --config FILE        a YAML file of settings, such as a run's config.yaml
+  --trust              import the module that such a file names for its worlds
   --print-config       print the merged settings as YAML and stop
   --run-dir DIR        where to put the run (default: runs/ENV-ALGO-SEED-TIME)
   --overwrite          replace what is in that folder
@@ -46,6 +47,7 @@ class Shell:
     preset: str = "auto"
     config: str | None = None
     algo: str | None = None
+    trust: bool = False
     run_dir: str | None = None
     overwrite: bool = False
     print_config: bool = False
@@ -69,6 +71,7 @@ def run(argv: list[str]) -> int:
             config,
             run_dir=shell.run_dir,
             overwrite=shell.overwrite,
+            trust=True,  # read_arguments has asked
             console=shell.console,
             hooks=progress,
         )
@@ -132,6 +135,10 @@ def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:
     if not has_world and not wants_help(argv):
         raise UserError("which world? For example: rlgym train CartPole-v1 (rlgym envs lists them)")
     config, notice = _base(shell, env_id)
+    if shell.config is not None and config.env_id != env_id and not shell.trust:
+        from rlgym.registry import require_trust  # Gymnasium: not for --help
+
+        require_trust(config.env_id, shell.config)
     return shell, merge(config, nest(flags), spell=spell), notice
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlgym.config import NetworkConfig, TrainConfig, load_config, load_preset, merge, preset_for
 from rlgym.errors import UserError
-from rlgym.registry import WorldFactory
+from rlgym.registry import WorldFactory, require_trust
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training.console import Mode
 from rlgym.training.folder import check_world, choose_folder, world_name
@@ -28,6 +28,7 @@ def train(
     hooks: Any = None,
     overwrite: bool = False,
     console: Mode = "auto",
+    trust: bool = False,
     **settings: Any,
 ) -> Run:
     """Train a policy and return the finished run.
@@ -47,6 +48,8 @@ def train(
             mirrors both for `algo.symmetry_coef` (see `PPO`).
         overwrite: replace a run that stands in `run_dir`.
         console: "auto", "live", "plain" or "off".
+        trust: let a whole config, which may have been read from a file, import the module that its
+            `env_id` names, though neither rlgym nor this process knows it.
         settings: fields of `TrainConfig`; a section is given as a mapping of its fields.
 
     Raises:
@@ -55,6 +58,8 @@ def train(
     """
     factory = None if isinstance(world, str | TrainConfig) else world
     network = _own_network(network, settings)
+    if isinstance(world, TrainConfig) and not trust and "env_id" not in settings:
+        require_trust(world.env_id, "this config")
     config = _config(world, preset, settings)
     folder = choose_folder(run_dir, config, overwrite)
     run = Run(config, folder, factory, network, hooks, console)
@@ -69,6 +74,7 @@ def resume(
     network: Any = None,
     hooks: Any = None,
     console: Mode = "auto",
+    trust: bool = False,
     **settings: Any,
 ) -> Run:
     """Continue a run from its newest checkpoint, bit for bit on a CPU.
@@ -80,6 +86,8 @@ def resume(
         network: the user's own network, for a run that was started with one.
         hooks: as in `train`.
         console: as in `train`.
+        trust: let the run import the module that it names for its worlds, though neither rlgym nor
+            this process knows it; giving `env_id` again does the same.
         settings: fields of `TrainConfig` to change from here on.
 
     Raises:
@@ -95,6 +103,8 @@ def resume(
         settings["total_steps"] = total_steps
     config = merge(old, settings)
     check_world(config, world)
+    if world is None and not trust and "env_id" not in settings:
+        require_trust(config.env_id, folder)
     saved = checkpoints.newest(folder)
     if saved is None:
         raise UserError(f"{folder} has no checkpoint yet: start it again with --overwrite")

@@ -342,5 +342,30 @@ def test_a_run_imports_no_module_that_the_person_did_not_ask_for(
     save_config(TrainConfig(env_id="evil:CartPole-v1"), run / "config.yaml")
     with nothing_happens(tmp_path):
         assert main([verb, "run"]) == 2
-    shown = capsys.readouterr()
-    assert "asks to import the module 'evil'" in shown.err and "--trust" in shown.err
+        if verb == "resume":
+            assert main(["train", "--config", "run/config.yaml"]) == 2
+            assert main(["train", "CartPole-v1", "--config", "run/config.yaml"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert all("asks to import the module 'evil'" in line for line in lines)
+    assert all("--trust" in line for line in lines)
+
+
+@pytest.mark.parametrize("call", ["resume", "train"])
+def test_python_asks_as_the_command_line_does(tmp_path, monkeypatch, call):
+    import rlgym
+
+    (tmp_path / "evil.py").write_text(f"open({CANARY!r}, 'w')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run, other = tmp_path / "run", tmp_path / "file"
+    make_run(run)
+    other.touch()
+    config = TrainConfig(env_id="evil:CartPole-v1")
+    save_config(config, run / "config.yaml")
+    target = run if call == "resume" else load_config(run / "config.yaml")
+    told = refused(UserError, tmp_path, getattr(rlgym, call), target)
+    assert "asks to import the module 'evil'" in told and "trust=True" in told
+    for said in ({"trust": True}, {"env_id": "evil:CartPole-v1"}):
+        with pytest.raises(UserError) as caught:  # what comes after that question
+            getattr(rlgym, call)(target, **said, **({} if call == "resume" else {"run_dir": other}))
+        assert "asks to import" not in str(caught.value)
