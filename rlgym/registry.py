@@ -137,6 +137,7 @@ def make_vec(
     num_workers: int | None = None,
     timeout: float = 60.0,
     max_restarts: int = 10,
+    crash_dir: str | Path | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     info_keys: tuple[str, ...] = ("is_success",),
     verbose: bool = True,
@@ -157,6 +158,8 @@ def make_vec(
             process), at most one per slot.
         timeout: seconds to wait for a world before its worker is replaced.
         max_restarts: workers (or raising worlds) replaced before the env gives up.
+        crash_dir: folder for reports of lost worlds and workers; None: "rlgym-crashes" in the
+            folder for temporary files.
         env_kwargs: keyword arguments of each world.
         info_keys: scalar entries of the worlds' info to carry as arrays, NaN where absent.
         verbose: let "auto" say what it chose.
@@ -178,7 +181,8 @@ def make_vec(
         backend, reason = choose_backend(spec, num_envs, num_workers)
         if verbose:
             print(f"rlgym: backend {backend} for {spec.name}: {reason}", file=sys.stderr)
-    common |= {"max_restarts": max_restarts, "info_keys": tuple(info_keys)}
+    common |= {"max_restarts": max_restarts, "crash_dir": crash_dir}
+    common |= {"info_keys": tuple(info_keys)}
     if backend == "sync":
         from rlgym.vector.sync import SyncVectorEnv
 

@@ -18,9 +18,11 @@ CLIP_HIGH = 0.4
 """Share of clipped ratios beyond which most of a minibatch gives no gradient."""
 STD_LOW = 0.03
 """Action deviation below which hardly anything is explored."""
+MAX_CRASH_BYTES = 256_000_000
+"""Size beyond which the report of a lost world is not read."""
 
 HEALTH = {
-    "restarts": "workers died and were replaced: see the crash files in the run's folder",
+    "restarts": "workers died and were replaced: what they were doing is in the run's crashes/",
     "timeouts": "workers gave no answer in time: raise timeout, or find what hangs in the world",
     "lost_slots": "episodes were cut because their world was lost",
     "world_errors": "worlds raised an exception: rlgym doctor ENV shows it",
@@ -54,6 +56,29 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not any("perf/learn" in line for line in lines):
         raise UserError(f"{run / METRICS_FILE} holds no update yet: let the run go on for a while")
     return lines
+
+
+def read_crash(path: Path) -> dict[str, Any]:
+    """Read what was written down when a world or a worker was lost, as printable text.
+
+    Raises:
+        UserError: when the file is something else.
+    """
+    try:
+        if path.stat().st_size > MAX_CRASH_BYTES:
+            raise ValueError
+        document = json.loads(path.read_text(encoding="utf-8"))
+        facts = {name: str(document[name]) for name in ("what", "world", "time", "traceback")}
+        slots = document.get("slots") or []
+        facts["slots"] = "; ".join(", ".join(f"{k} {v}" for k, v in slot.items()) for slot in slots)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path} is neither a NaN dump nor the report of a lost world") from None
+    return {name: _printable(value) for name, value in facts.items() if value}
+
+
+def _printable(text: str) -> str:
+    """Text of a file that a stranger may have made, without what could steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text).strip()
 
 
 def shares(lines: list[dict[str, Any]]) -> dict[str, float]:

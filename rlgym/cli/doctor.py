@@ -1,4 +1,4 @@
-"""`rlgym doctor`: look at this machine, at a world, at a run, or at a dump of the NaN guard."""
+"""`rlgym doctor`: look at this machine, a world, a run, a NaN dump, a lost world's report."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from tyro.conf import Positional
 
 import rlgym
 from rlgym.cli.arguments import parse
-from rlgym.cli.diagnosis import advice, diagnose, read_metrics, series, shares
+from rlgym.cli.diagnosis import advice, diagnose, read_crash, read_metrics, series, shares
 from rlgym.cli.runs import is_run
 from rlgym.errors import UserError, WorldError
+from rlgym.training.folder import CRASHES
 from rlgym.vector.trial import Finding
 
 DISTRIBUTION = "rlgym-lab"
@@ -32,14 +33,16 @@ COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 
 @dataclass(frozen=True)
 class Options:
-    """Check a world (its id), a run (its folder), a NaN dump (its file), or this machine.
+    """Check a world (its id), a run (its folder), this machine, or a file that a run named.
+
+    Such a file is a dump of the NaN guard, or the report of a world or worker that was lost.
 
     A world is stepped at random in a process of its own; what it does wrong is told with the fix.
     The exit status is 1 when something must be corrected.
     """
 
     target: Positional[str] = ""
-    """World id ("module:id" imports a module), run folder or dump; nothing: this machine."""
+    """World id ("module:id" imports a module), run folder or file; nothing: this machine."""
     env: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the world, as YAML: --env "{length: 3}"."""
     steps: int = 200
@@ -62,7 +65,7 @@ def run(argv: list[str]) -> int:
     elif is_run(options.target):
         report, findings = of_run(Path(options.target))
     elif options.target.endswith(".json"):
-        report, findings = of_dump(Path(options.target), options.trust)
+        report, findings = of_file(Path(options.target), options.trust)
     elif Path(options.target).is_dir():
         raise UserError(
             f"{options.target} holds no run (no config.yaml in it): give a run's folder"
@@ -264,15 +267,48 @@ def of_run(folder: Path) -> tuple[dict[str, Any], list[Finding]]:
             report[name] = f"{values[-1]:.4g}"
     report["time"] = {part: f"{share:.0%}" for part, share in parts.items()}
     report["advice"] = advice(parts)
-    return report, diagnose(lines)
+    return report, [*diagnose(lines), *_crashes(folder / CRASHES)]
+
+
+def _crashes(folder: Path) -> list[Finding]:
+    """Name the newest report of a lost world or worker, and how many there are."""
+    paths = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    if not paths:
+        return []
+    newest = paths[-1]
+    try:
+        what = read_crash(newest)["what"]
+    except UserError as error:
+        what = str(error)
+    text = f"{len(paths)} in {folder}, the newest: {what}; more: rlgym doctor {newest}"
+    return [Finding("warning", "crashes", text)]
+
+
+def of_crash(path: Path) -> tuple[dict[str, Any], list[Finding]]:
+    """Show what a lost world or worker was doing."""
+    facts = read_crash(path)
+    text = f"{facts.pop('what')}: correct the world, or raise timeout where it is only slow"
+    return {"report": str(path), **facts}, [Finding("error", "crash", text)]
+
+
+def of_file(path: Path, trust: bool) -> tuple[dict[str, Any], list[Finding]]:
+    """Look at the report of a lost world, or at a dump of the NaN guard.
+
+    Raises:
+        UserError: there is no such file, or it is neither.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not there: give a file that a run named")
+    try:
+        return of_crash(path)
+    except UserError:
+        return of_dump(path, trust)
 
 
 def of_dump(path: Path, trust: bool) -> tuple[dict[str, Any], list[Finding]]:
     """Run the episode of a dump again."""
     from rlgym.vector.guard import replay_dump
 
-    if not path.is_file():
-        raise UserError(f"{path} is not there: give the file that the NaN guard named")
     try:
         replay = replay_dump(path, rlgym.make, trust=trust)
     except WorldError as error:

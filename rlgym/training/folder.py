@@ -19,6 +19,8 @@ from rlgym.errors import UserError
 from rlgym.registry import WorldFactory
 
 EVALUATIONS = "evaluations.jsonl"
+CRASHES = "crashes"
+"""Folder for the reports of worlds and workers that were lost."""
 CALLABLE = "callable:"
 """Prefix of the `env_id` of a run whose worlds come from a callable."""
 
@@ -130,7 +132,7 @@ def _fresh_name(config: TrainConfig) -> Path:
 def _clear(folder: Path) -> None:
     """Delete what a run writes; files of the person's stay."""
     for path in folder.iterdir():
-        if path.name == "checkpoints" and path.is_dir() and not path.is_symlink():
+        if path.name in ("checkpoints", CRASHES) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name in _OWN or path.name.startswith("events.out.tfevents"):
             path.unlink()

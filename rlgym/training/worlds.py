@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from rlgym.config import TrainConfig
+from rlgym.config import SACConfig, TrainConfig
 from rlgym.device import resolve
 from rlgym.registry import WorldFactory, make_vec
 from rlgym.spaces import Layout
-from rlgym.training.folder import check_world
+from rlgym.training.folder import CRASHES, check_world
 from rlgym.vector.contract import VectorEnv
 from rlgym.vector.sync import SyncVectorEnv
 from rlgym.vector.wrappers import wrap
@@ -39,7 +39,7 @@ def make_worlds(
     Args:
         config: settings.
         world: builds one world instead of `config.env_id`.
-        dump_dir: folder for the NaN guard's dumps.
+        dump_dir: folder for the NaN guard's dumps, and in its `crashes` for reports of lost worlds.
         evaluation: at most `eval.episodes` worlds, and rewards as the worlds give them.
         verbose: print the backend that was chosen.
 
@@ -63,6 +63,7 @@ def make_worlds(
         num_workers=config.num_workers,
         timeout=config.timeout,
         max_restarts=config.max_restarts,
+        crash_dir=Path(dump_dir) / CRASHES,
         env_kwargs=config.env,
         verbose=verbose,
     )
@@ -116,7 +117,9 @@ def _is_small(config: TrainConfig, policy: nn.Module, obs_layout: Layout) -> boo
     """Whether a minibatch costs by the number of operations and not by their size."""
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     images = any(leaf.is_image for leaf in obs_layout.leaves)
-    flops = 6 * parameters * config.algo.minibatch_size * (50 if images else 1)
+    algo = config.algo
+    rows = algo.batch_size if isinstance(algo, SACConfig) else algo.minibatch_size
+    flops = 6 * parameters * rows * (50 if images else 1)
     return flops < SMALL_FLOPS
 
 

@@ -7,10 +7,13 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlgym.vector.worker import plain
+import numpy as np
+
+from rlgym.vector.slot import Episode
 
 
 def default_folder() -> Path:
@@ -45,3 +48,28 @@ def write_report(folder: Path, report: dict[str, Any]) -> str:
         except OSError as error:
             return f"not written, {error.strerror or error}"
     return "not written, the folder is full"
+
+
+def episode_facts(episode: Episode) -> dict[str, Any]:
+    """What runs an episode again, as JSON can hold it."""
+    return plain(
+        {
+            "seed": episode.seed,
+            "options": episode.options,
+            "rng": episode.rng,
+            "actions": episode.actions,
+        }
+    )
+
+
+def plain(value: Any) -> Any:
+    """Turn a value into what JSON can hold; what it cannot becomes its `repr`."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)

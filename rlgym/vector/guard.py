@@ -34,6 +34,9 @@ class NaNGuard(VectorWrapper):
     last finite observation; a new episode begins, and `health["nan_skips"]` counts it. Both write a
     JSON file that `replay_dump` shows again.
 
+    It looks at the arrays of host worlds (`env.arrays`), before anything is copied to a device:
+    worlds that are tensors on an accelerator (`kind` "device") it cannot guard.
+
     Args:
         env: the vector env of the worlds; other wrappers go around the guard.
         policy: "halt" or "skip".
@@ -232,7 +235,7 @@ def replay_dump(
         world_id, kwargs = document["world"], document["kwargs"]
         begin = {key: document[key] for key in ("seed", "options", "rng")}
         listed = document["actions"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise WorldError(
             f"{path} is not a NaN dump: give a file that the NaN guard wrote"
         ) from None

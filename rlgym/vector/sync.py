@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,6 +12,7 @@ import numpy as np
 
 from rlgym.errors import WorldError
 from rlgym.vector.contract import VectorEnv
+from rlgym.vector.crash import default_folder, episode_facts, write_report
 from rlgym.vector.slot import Episode, Loss, Slot, inspect_world, step_slots
 
 
@@ -21,6 +23,8 @@ class SyncVectorEnv(VectorEnv):
         factory: builds one world; called `num_envs` times.
         num_envs: number of slots.
         max_restarts: worlds that may raise and be replaced before the env gives up.
+        crash_dir: folder for a report of each; None: "rlgym-crashes" in the folder for temporary
+            files.
         kwargs: see `VectorEnv`.
     """
 
@@ -30,6 +34,7 @@ class SyncVectorEnv(VectorEnv):
         num_envs: int,
         *,
         max_restarts: int = 10,
+        crash_dir: str | Path | None = None,
         info_keys: tuple[str, ...] = (),
         **kwargs: Any,
     ) -> None:
@@ -40,6 +45,8 @@ class SyncVectorEnv(VectorEnv):
         super().__init__(traits, num_envs, info_keys=info_keys, **kwargs)
         self.factory = factory
         self.max_restarts = max_restarts
+        self.crash_dir = Path(crash_dir) if crash_dir is not None else default_folder()
+        self.crash_reports: list[str] = []
         self._slots = [
             Slot(factory, i, self.obs_layout, self.action_layout, traits, self.info_keys)
             for i in range(num_envs)
@@ -60,10 +67,12 @@ class SyncVectorEnv(VectorEnv):
     def _count(self, loss: Loss) -> None:
         self.health["world_errors"] += 1
         self.health["lost_slots"] += 1
-        print(
-            f"rlgym: world {loss.slot} raised {loss.reason}; its episode ends as truncated",
-            file=sys.stderr,
-        )
+        what = f"world {loss.slot} raised {loss.reason}"
+        facts = {"world": getattr(self.factory, "name", repr(self.factory)), "what": what}
+        facts |= {"health": self.health, "traceback": loss.traceback}
+        report = write_report(self.crash_dir, {**facts, "episode": episode_facts(loss.episode)})
+        self.crash_reports.append(report)
+        print(f"rlgym: {what}; its episode ends as truncated; report: {report}", file=sys.stderr)
         if self.health["world_errors"] > self.max_restarts:
             raise WorldError(
                 f"worlds raised {self.health['world_errors']} times, more than max_restarts="

@@ -27,6 +27,7 @@ from rlgym.space_json import space_from_json, space_to_json
 from rlgym.spaces import Layout
 from rlgym.vector import slab, wire
 from rlgym.vector.arrays import StepArrays
+from rlgym.vector.crash import episode_facts
 from rlgym.vector.slot import Loss, Slot, WorldTraits, inspect_world, step_slots
 from rlgym.vector.snapshot import decode, encode
 
@@ -284,19 +285,13 @@ class Worker:
         return losses
 
     def _report(self, loss: Loss) -> None:
-        episode = {
-            "seed": loss.episode.seed,
-            "options": loss.episode.options,
-            "rng": loss.episode.rng,
-            "actions": loss.episode.actions,
-        }
         self._write(
             {
                 "event": "loss",
                 "slot": loss.slot,
                 "reason": loss.reason,
                 "traceback": loss.traceback,
-                "episode": plain(episode),
+                "episode": episode_facts(loss.episode),
             }
         )
 
@@ -397,19 +392,6 @@ def traits_from_document(document: Mapping[str, Any]) -> WorldTraits:
         render_fps=document["render_fps"],
         spec_id=document["spec_id"],
     )
-
-
-def plain(value: Any) -> Any:
-    """Turn a value into what JSON can hold; what it cannot becomes its `repr`."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
 
 
 def _describe(error: Exception) -> dict[str, str]:

@@ -187,3 +187,50 @@ def test_a_dump_is_seen_again(capsys, tmp_path):
     assert told["step"] == 3
     assert told["findings"][0]["rule"] == "nan"
     assert main(["doctor", str(tmp_path / "none.json")]) == 2
+
+
+# ---------------------------------------------------------------------- lost worlds
+def test_what_a_lost_worker_was_doing_is_told_by_the_run_and_by_its_report(capsys, tmp_path):
+    run_dir = tmp_path / "run"
+    rlgym.train(
+        "rlgym/Crash-v0",
+        run_dir=run_dir,
+        preset=None,
+        console="off",
+        num_envs=2,
+        backend="process",
+        total_steps=64,
+        env={"fault": "exit", "at_step": 9, "once_file": str(tmp_path / "once")},
+        algo={"num_steps": 16, "minibatch_size": 32, "epochs": 1},
+        network={"hidden": [8]},
+        eval={"every": 0, "episodes": 1},
+    )
+    (path,) = (run_dir / "crashes").iterdir()
+    assert f"report: {path}" in capsys.readouterr().err, "said when it happened"
+    status, told = ask(capsys, str(run_dir))
+    assert status == 0
+    message = next(f["message"] for f in told["findings"] if f["rule"] == "crashes")
+    assert message.startswith(f"1 in {run_dir / 'crashes'}, the newest: worker ")
+    assert "ended with status 13 in a step of group" in message
+    assert message.endswith(f"rlgym doctor {path}")
+    status, told = ask(capsys, str(path))
+    assert status == 1
+    assert told["world"] == "rlgym/Crash-v0"
+    assert "seed" in told["slots"] and "last_observation" in told["slots"]
+    assert "ended with status 13" in told["findings"][0]["message"]
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "[" * 100_000, '{"what": "x"}'])
+def test_a_report_that_is_none(capsys, tmp_path, content):
+    path = tmp_path / "report.json"
+    path.write_text(content)
+    assert main(["doctor", str(path)]) == 2
+    assert "is not a NaN dump" in capsys.readouterr().err
+
+
+def test_a_report_cannot_steer_the_terminal(capsys, tmp_path):
+    facts = {"what": "a\x1b[2Jb", "world": "w", "time": "now", "traceback": "x\r\ny", "slots": []}
+    (tmp_path / "report.json").write_text(json.dumps(facts))
+    assert main(["doctor", str(tmp_path / "report.json")]) == 1
+    shown = capsys.readouterr().out
+    assert "\x1b[2J" not in shown and "a?[2Jb" in shown

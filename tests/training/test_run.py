@@ -237,6 +237,9 @@ def test_lost_worlds_cost_their_episodes_only(tmp_path, capsys):
     last = [line for line in scalars(run.run_dir) if "health/lost_slots" in line][-1]
     assert last["health/lost_slots"] == 1
     assert run.state.env_steps == 96 * 6 - 1  # the lost slot's step was no step
+    (report,) = (run.run_dir / "crashes").iterdir()
+    assert "told to crash at step 30" in json.loads(report.read_text())["traceback"]
+    assert str(report) in capsys.readouterr().err
     assert all(p.isfinite().all() for p in run.policy.parameters())
 
 
