@@ -114,13 +114,17 @@ class Gaussian(nn.Module):
         self, params: Tensor, actions: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         mean, log_std = self._mean_log_std(params)
-        raw = actions.reshape(mean.shape)
-        log_prob = -0.5 * ((raw - mean) * torch.exp(-log_std)).square() - log_std - _LOG_SQRT_2PI
         entropy = (log_std + (0.5 + _LOG_SQRT_2PI)).expand_as(mean)
         if self.squash:
-            log_prob = log_prob - log_tanh_slope(raw)
             entropy = entropy + squashed_entropy(mean, log_std.exp().expand_as(mean))
-        return log_prob.sum(-1), entropy.sum(-1)
+        return self.log_prob(params, actions), entropy.sum(-1)
+
+    def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
+        """(B,) log-probability of raw actions alone; autograd works."""
+        mean, log_std = self._mean_log_std(params)
+        raw = actions.reshape(mean.shape)
+        log_prob = -0.5 * ((raw - mean) * torch.exp(-log_std)).square() - log_std - _LOG_SQRT_2PI
+        return (log_prob - log_tanh_slope(raw) if self.squash else log_prob).sum(-1)
 
     def evaluate(
         self, params: Tensor, actions: Tensor, mask: Tensor | None = None
@@ -197,19 +201,27 @@ class StateDependentNoise(nn.Module):
     def log_prob_entropy(
         self, params: Tensor, actions: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        mean, latent = params.split((self.num_params, self.latent_size), -1)
-        raw = actions.reshape(mean.shape)
-        variance = latent.square() @ self.log_std.exp().square() + self.epsilon
-        log_std = 0.5 * variance.log()
-        log_prob = -0.5 * (raw - mean).square() / variance - log_std - _LOG_SQRT_2PI
-        entropy = log_std + (0.5 + _LOG_SQRT_2PI)
+        mean, variance = self._mean_variance(params)
+        entropy = 0.5 * variance.log() + (0.5 + _LOG_SQRT_2PI)
         if self.squash:
-            log_prob = log_prob - log_tanh_slope(raw)
             entropy = entropy + squashed_entropy(mean, variance.sqrt())
-        return log_prob.sum(-1), entropy.sum(-1)
+        return self._log_prob(mean, variance, actions), entropy.sum(-1)
+
+    def log_prob(self, params: Tensor, actions: Tensor) -> Tensor:
+        """(B,) log-probability of raw actions alone; autograd works."""
+        return self._log_prob(*self._mean_variance(params), actions)
 
     def to_world(self, actions: Tensor) -> Tensor:
         return self.bounds(actions)
 
     def std(self) -> Tensor:
         return self.log_std.detach().exp().mean()
+
+    def _mean_variance(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        mean, latent = params.split((self.num_params, self.latent_size), -1)
+        return mean, latent.square() @ self.log_std.exp().square() + self.epsilon
+
+    def _log_prob(self, mean: Tensor, variance: Tensor, actions: Tensor) -> Tensor:
+        raw = actions.reshape(mean.shape)
+        log_prob = -0.5 * ((raw - mean).square() / variance + variance.log()) - _LOG_SQRT_2PI
+        return (log_prob - log_tanh_slope(raw) if self.squash else log_prob).sum(-1)

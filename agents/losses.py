@@ -1,4 +1,4 @@
-"""PPO's losses as pure functions of a batch, and the gradients that follow from them.
+"""Losses as pure functions of a batch, and the gradients that follow from them: PPO's, then SAC's.
 
 Everything is (B,). `weights` are 1 where a row counts and 0 where it does not (an inactive slot, a
 row that fills up the last minibatch); every mean divides by their sum.
@@ -105,3 +105,42 @@ def value_gradient(
         free = (error.square() >= near.square()) | (moved.abs() <= clip)
         error = torch.where(free, error, 0.0)
     return error * slope
+
+
+# --------------------------------------------------------------------------- soft actor-critic
+
+
+def soft_target(
+    rewards: Tensor, discounts: Tensor, next_q: Tensor, next_log_probs: Tensor, temperature: Tensor
+) -> Tensor:
+    """What the critics should say (SAC, arXiv 1812.05905, equations 2 and 3); everything (B,).
+
+    Args:
+        rewards: sum of n discounted rewards.
+        discounts: gamma^n, 0 where the episode terminated.
+        next_q: the target critics' value of the policy's action in the state after.
+        next_log_probs: that action's log-probability.
+        temperature: () weight of the entropy.
+    """
+    return rewards + discounts * (next_q - temperature * next_log_probs)
+
+
+def critic_loss(q: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Half the squared error, added up over critics (equation 5); q (critics, B), else (B,)."""
+    return 0.5 * weighted_mean((q - targets).square().sum(0), weights)
+
+
+def actor_loss(q: Tensor, log_probs: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
+    """What the policy gives up in value against what it keeps in entropy (equation 7)."""
+    return weighted_mean(temperature * log_probs - q, weights)
+
+
+def temperature_loss(
+    log_temperature: Tensor, log_probs: Tensor, target_entropy: Tensor | float, weights: Tensor
+) -> Tensor:
+    """Raise the temperature while the entropy is below its target, in logs.
+
+    Equation 18 of the paper with log(temperature) in place of the temperature, as its authors' code
+    and stable-baselines3 have it: both have the same sign and root.
+    """
+    return -log_temperature * weighted_mean(log_probs + target_entropy, weights)

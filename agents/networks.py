@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +22,21 @@ SMALL_IMAGE = 36
 
 Inputs = dict[str, Tensor]
 """Prepared observations, rows first: "vector", "privileged", and one uint8 entry per image."""
+
+
+@contextmanager
+def seeded(seed: int | torch.Generator) -> Iterator[None]:
+    """Let new weights depend on `seed` alone; the global generator is left as it was."""
+    if isinstance(seed, torch.Generator):
+        seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a QR of 64 x 64 takes 0.1 ms so, and up to 100 ms on a busy core
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def orthogonal(module: nn.Module, gain: float) -> nn.Module:

@@ -11,6 +11,16 @@ BETAS = (0.9, 0.999)
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
+@torch.no_grad()
+def flatten(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Move parameters into one vector (P,), which is returned; they become views of it."""
+    flat = torch.cat([parameter.reshape(-1) for parameter in parameters])
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, part in zip(parameters, flat.split(sizes), strict=True):
+        parameter.data = part.view(parameter.shape)
+    return flat
+
+
 class FlatAdam:
     """Adam (Kingma and Ba 2015, arXiv 1412.6980) with its clip, in a handful of operations.
 
@@ -39,8 +49,7 @@ class FlatAdam:
     ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.eps = eps
-        with torch.no_grad():
-            self.flat = torch.cat([parameter.reshape(-1) for parameter in self.parameters])
+        self.flat = flatten(self.parameters)
         self.grad = torch.zeros_like(self.flat)
         self.exp_avg = torch.zeros_like(self.flat)
         self.exp_avg_sq = torch.zeros_like(self.flat)
@@ -51,7 +60,6 @@ class FlatAdam:
         begin = 0
         for parameter in self.parameters:
             end = begin + parameter.numel()
-            parameter.data = self.flat[begin:end].view(parameter.shape)
             parameter.grad = self.grad[begin:end].view(parameter.shape)
             begin = end
 
@@ -59,11 +67,11 @@ class FlatAdam:
         """Take gradients that autograd gave, in the order of `parameters`."""
         torch.cat([grad.reshape(-1) for grad in grads], out=self.grad)
 
-    def step(self, max_norm: float, hold: Tensor | None = None) -> Tensor:
+    def step(self, max_norm: float | None, hold: Tensor | None = None) -> Tensor:
         """Clip the gradient's global norm to `max_norm` and take one step.
 
         Args:
-            max_norm: bound of the L2 norm.
+            max_norm: bound of the L2 norm; None leaves the gradient as it is.
             hold: () bool; True leaves everything as it is.
 
         Returns:
@@ -74,14 +82,16 @@ class FlatAdam:
         if hold is not None:
             ahead = ahead & ~hold
         self.steps.add_(ahead)
-        shrink = norm.clamp(min=max_norm).mul_(1.0 / max_norm)
+        shrink = None
+        if max_norm is not None:
+            shrink = norm.clamp(min=max_norm).mul_(1.0 / max_norm)
         if self.flat.device.type in _FUSED:
             self._fused(shrink, torch.where(ahead, self._zero, self._one))
         else:
             self._plain(shrink, ahead)
         return norm
 
-    def _fused(self, shrink: Tensor, found_inf: Tensor) -> None:
+    def _fused(self, shrink: Tensor | None, found_inf: Tensor) -> None:
         torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
             [self.flat],
             [self.grad],
@@ -100,10 +110,10 @@ class FlatAdam:
             found_inf=found_inf,
         )
 
-    def _plain(self, shrink: Tensor, ahead: Tensor) -> None:
+    def _plain(self, shrink: Tensor | None, ahead: Tensor) -> None:
         """Do the same in plain operations, for devices without the fused one."""
         beta1, beta2 = BETAS
-        grad = self.grad / shrink
+        grad = self.grad if shrink is None else self.grad / shrink
         exp_avg = torch.lerp(self.exp_avg, grad, 1.0 - beta1)
         exp_avg_sq = self.exp_avg_sq * beta2 + grad * grad * (1.0 - beta2)
         steps = self.steps.clamp(min=1.0)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from rlgym.agents.distributions import make_distribution
-from rlgym.agents.networks import Encoder, Inputs, Memory, Preparation, orthogonal
+from rlgym.agents.networks import Encoder, Inputs, Memory, Preparation, orthogonal, seeded
 from rlgym.agents.towers import ACTOR_GAIN, CRITIC_GAIN, Towers
 from rlgym.config import NetworkConfig
 from rlgym.errors import UserError
@@ -149,16 +149,8 @@ class ActorCritic(nn.Module):
         Raises:
             UserError: for spaces or settings that do not fit; the message names the fix.
         """
-        if isinstance(seed, torch.Generator):
-            seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # a QR of 64 x 64 takes 0.1 ms so, and up to 100 ms on a busy core
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)
-                return cls(obs_layout, action_layout, cfg, network)
-        finally:
-            torch.set_num_threads(threads)
+        with seeded(seed):
+            return cls(obs_layout, action_layout, cfg, network)
 
     # --------------------------------------------------------------------------------- acting
 

@@ -1,0 +1,216 @@
+"""Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905).
+
+One gradient step, in the order of stable-baselines3's: the temperature, the critics, the actor, the
+critics' slow copy. Nothing is read back from the device; metrics stay tensors.
+
+For vectors and Box actions the whole backward pass is written out (`soft_updates.WrittenOut`);
+for everything else autograd does it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlgym.agents.losses import temperature_loss
+from rlgym.agents.optimizer import FlatAdam, flatten
+from rlgym.agents.soft_policy import SoftPolicy
+from rlgym.agents.soft_updates import Autograd, WrittenOut
+from rlgym.config import SACConfig
+from rlgym.errors import CheckpointError, UserError
+
+
+class SAC:
+    """The learner: a policy, its optimisers and `update`.
+
+    Args:
+        policy: on its device already; its parameters become views of flat vectors.
+        cfg: hyperparameters.
+        total_steps: environment steps of the run; kept for the record, schedules use `progress`.
+
+    Attributes:
+        log_temperature: () log of the entropy's weight.
+        updates: gradient steps done.
+
+    Raises:
+        UserError: for settings that contradict each other.
+    """
+
+    def __init__(self, policy: SoftPolicy, cfg: SACConfig, total_steps: int = 0) -> None:
+        _check(policy, cfg)
+        self.policy = policy
+        self.cfg = cfg
+        self.total_steps = total_steps
+        self.updates = 0
+        self._rates = (
+            cfg.learning_rate,
+            cfg.learning_rate if cfg.critic_learning_rate is None else cfg.critic_learning_rate,
+            cfg.learning_rate,
+        )
+        start = cfg.initial_temperature if cfg.temperature is None else cfg.temperature
+        start = math.log(start) if start > 0.0 else -math.inf
+        self.log_temperature = nn.Parameter(torch.full((), start, device=policy.device))
+        actor = [*policy.actor.parameters(), *policy.distribution.parameters()]
+        groups = (actor, policy.critics.parameters(), [self.log_temperature])
+        self.actor_optimizer, self.critic_optimizer, self.temperature_optimizer = (
+            FlatAdam(group, rate, cfg.adam_eps)
+            for group, rate in zip(groups, self._rates, strict=True)
+        )
+        self._target = flatten(list(policy.target.parameters()))
+        self.way: Autograd | WrittenOut = (
+            WrittenOut(policy)
+            if policy.is_plain()
+            else Autograd(policy, self.actor_optimizer, self.critic_optimizer)
+        )
+
+    def update(
+        self, replay: Any, count: int, progress: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Take `count` gradient steps, each on a batch of its own.
+
+        Args:
+            replay: gives batches, `replay.sample(batch_size, generator)`; with `cfg.prioritized`
+                it also takes `replay.set_priorities(index, errors)`.
+            count: gradient steps.
+            progress: fraction of the run that is done, 0 to 1; schedules follow it.
+            generator: draws the batches and the policy's noise, nothing else is random.
+
+        Returns:
+            Scalars by name, as tensors: means over the steps under SB3's names "train/*", and
+            "health/skipped_updates", steps whose gradient was not finite.
+        """
+        self._follow_schedules(progress)
+        before = self._steps_taken()
+        due = 0
+        seen: dict[str, list[Tensor]] = {}
+        for _ in range(count):
+            with_actor = self.updates % self.cfg.actor_every == 0
+            due += 2 if with_actor else 1
+            with torch.no_grad():
+                batch = replay.sample(self.cfg.batch_size, generator)
+            # inference mode spares each operation autograd's bookkeeping
+            with torch.inference_mode() if self.way.without_autograd else torch.no_grad():
+                metrics, error = self.step(batch, generator, with_actor)
+            if self.cfg.prioritized:
+                with torch.no_grad():
+                    replay.set_priorities(batch.index, torch.where(error < torch.inf, error, 0.0))
+            for name, value in metrics.items():
+                seen.setdefault(name, []).append(value)
+        metrics = {f"train/{name}": torch.stack(values).mean() for name, values in seen.items()}
+        metrics["train/learning_rate"] = self.actor_optimizer.learning_rate.clone()
+        metrics["train/n_updates"] = torch.tensor(self.updates)
+        metrics["health/skipped_updates"] = due - (self._steps_taken() - before)
+        return metrics
+
+    def step(
+        self, batch: Any, generator: torch.Generator, with_actor: bool = True
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Take one gradient step; without autograd where the policy allows it.
+
+        Returns:
+            Scalars of this step, and the critics' mean absolute error (B,).
+        """
+        cfg, way, policy = self.cfg, self.way, self.policy
+        rows = len(batch.rewards) * (2 if with_actor else 1)
+        noises = policy.actions.learner_noise(rows, generator)
+        temperature = self.log_temperature.detach().exp()
+        metrics = {"ent_coef": temperature}
+
+        log_probs = way.begin(batch, noises, with_actor)
+        if log_probs is not None and cfg.temperature is None:
+            metrics["ent_coef_loss"] = self._temperature_step(log_probs, batch)
+        q, error = way.critic_gradient(temperature)
+        self.critic_optimizer.step(cfg.max_grad_norm)
+        share = batch.weights / batch.weights.sum().clamp(min=1e-8)
+        metrics["critic_loss"] = 0.5 * torch.mv(error.square(), share).sum()
+        metrics["q_mean"] = torch.mv(q, share).mean()
+        if with_actor:
+            metrics["actor_loss"] = way.actor_gradient(temperature)
+            self.actor_optimizer.step(cfg.max_grad_norm)
+        self._target.lerp_(self.critic_optimizer.flat, cfg.tau)
+        self.updates += 1
+        return metrics, error.abs().mean(0)
+
+    def _temperature_step(self, log_probs: Tensor, batch: Any) -> Tensor:
+        target = self.cfg.target_entropy
+        if target is None:
+            target = self.policy.actions.target_entropy(batch.mask)
+        # the loss is linear in log_temperature: its slope is what it is at 1
+        one = torch.ones_like(self.log_temperature)
+        slope = temperature_loss(one, log_probs, target, batch.weights)
+        loss = slope * self.log_temperature.detach()
+        self.temperature_optimizer.grad.copy_(slope)
+        self.temperature_optimizer.step(None)
+        return loss
+
+    def _follow_schedules(self, progress: float) -> None:
+        if self.cfg.learning_rate_schedule == "linear":
+            left = max(0.0, 1.0 - progress)
+            for optimizer, rate in zip(self._optimizers().values(), self._rates, strict=True):
+                optimizer.learning_rate.fill_(rate * left)
+
+    def _steps_taken(self) -> Tensor:
+        return self.critic_optimizer.steps + self.actor_optimizer.steps
+
+    def _optimizers(self) -> dict[str, FlatAdam]:
+        return {
+            "actor_optimizer": self.actor_optimizer,
+            "critic_optimizer": self.critic_optimizer,
+            "temperature_optimizer": self.temperature_optimizer,
+        }
+
+    # -------------------------------------------------------------------------------- saving
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that the next update depends on, by name; copies."""
+        state = {f"model.{k}": v.detach().clone() for k, v in self.policy.state_dict().items()}
+        for name, optimizer in self._optimizers().items():
+            state |= {f"{name}.{k}": v for k, v in optimizer.state_dict().items()}
+        state["log_temperature"] = self.log_temperature.detach().clone()
+        state["n_updates"] = torch.tensor(self.updates)
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state_dict` gave, bit for bit.
+
+        Raises:
+            CheckpointError: when names or shapes differ; the first difference is named.
+        """
+        expected = self.state_dict()
+        for name in sorted(expected.keys() ^ state.keys()):
+            where = "checkpoint" if name in expected else "policy"
+            raise CheckpointError(f"the {where} has no {name!r}: build the policy as it was saved")
+        for name, tensor in expected.items():
+            if tensor.shape != state[name].shape:
+                raise CheckpointError(
+                    f"{name!r} is {list(state[name].shape)} in the checkpoint and "
+                    f"{list(tensor.shape)} here: build the policy as it was saved"
+                )
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in state.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        self.policy.load_state_dict(parts["model"])
+        for name, optimizer in self._optimizers().items():
+            optimizer.load_state_dict(parts[name])
+        with torch.no_grad():
+            self.log_temperature.copy_(state["log_temperature"])
+        self.updates = int(state["n_updates"])
+
+
+def _check(policy: SoftPolicy, cfg: SACConfig) -> None:
+    for name in ("batch_size", "actor_every", "initial_temperature", "tau"):
+        if not getattr(cfg, name) > 0:
+            raise UserError(
+                f"{name} is {getattr(cfg, name)}: make it more than 0 with "
+                f"--algo.{name.replace('_', '-')}"
+            )
+    every = getattr(policy.distribution, "every", 1)
+    if every > 1 and cfg.num_steps == 1:
+        raise UserError(
+            f"network.gsde_every is {every}, but noise is drawn anew every num_steps = 1: pass "
+            "--algo.num-steps 8 or more, or --network.gsde-every 1"
+        )

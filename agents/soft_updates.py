@@ -1,0 +1,193 @@
+"""The gradients of one SAC step, in two ways: through autograd, and written out.
+
+Both have the same three parts, called in this order, with an optimiser's step after each:
+
+    log_probs = way.begin(batch, noises, with_actor)    the actor, on both observations
+    q, error = way.critic_gradient(temperature)
+    loss = way.actor_gradient(temperature)              with the critics' new parameters
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlgym.agents.gaussian import LOG_STD_RANGE
+from rlgym.agents.losses import actor_loss, critic_loss, soft_target
+from rlgym.agents.optimizer import FlatAdam
+from rlgym.agents.soft_actions import Draw
+from rlgym.agents.soft_policy import SoftPolicy
+
+_LOG_2 = math.log(2.0)
+_LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
+
+
+class Autograd:
+    """Any policy: images, choices, state-dependent noise, layer normalisation, own networks."""
+
+    def __init__(self, policy: SoftPolicy, actor: FlatAdam, critics: FlatAdam) -> None:
+        self.policy = policy
+        self.actor_optimizer = actor
+        self.critic_optimizer = critics
+        self.without_autograd = False
+
+    def begin(self, batch: Any, noises: list[Tensor], with_actor: bool) -> Tensor | None:
+        """Act in the batch's observations, and in those that followed.
+
+        Args:
+            batch: a `rlgym.rollout.replay.Batch` of B transitions.
+            noises: from `SoftActions.learner_noise`, for 2 B rows with the actor, else for B.
+            with_actor: whether the actor will be improved; False leaves its part out.
+
+        Returns:
+            (B,) log-probabilities of what the actor does now (expected ones, of choices).
+        """
+        policy, rows = self.policy, len(batch.rewards)
+        self.batch = batch
+        self.inputs = policy.preparation(batch.obs)
+        self.next_inputs = policy.preparation(batch.next_obs)
+        with torch.no_grad():
+            later = [noise[-rows:] for noise in noises]
+            self.next_draw = policy.actions.draw(policy(self.next_inputs), later, batch.next_mask)
+        if not with_actor:
+            return None
+        with torch.enable_grad():
+            now = [noise[:rows] for noise in noises]
+            self.draw: Draw = policy.actions.draw(policy(self.inputs), now, batch.mask)
+        return self.draw.log_prob.detach()
+
+    def critic_gradient(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """Fill the critics' gradient; returns Q of the batch's actions and its error, (E, B)."""
+        policy, batch = self.policy, self.batch
+        with torch.no_grad():
+            q, _ = policy.target(self.next_inputs, self.next_draw.continuous)
+            q = policy.actions.expected_q(q, self.next_draw)
+            targets = soft_target(
+                batch.rewards, batch.discounts, q, self.next_draw.log_prob, temperature
+            )
+        continuous, chosen = policy.actions.columns(batch.actions)
+        with torch.enable_grad():
+            q, _ = policy.critics(self.inputs, continuous)
+            q = policy.actions.taken_q(q, chosen)
+            loss = critic_loss(q, targets, batch.weights)
+        self._fill(self.critic_optimizer, loss)
+        q = q.detach()
+        return q, q - targets
+
+    def actor_gradient(self, temperature: Tensor) -> Tensor:
+        """Fill the actor's gradient; returns its loss, ()."""
+        policy = self.policy
+        with torch.enable_grad():
+            q, _ = policy.critics(self.inputs, self.draw.continuous)
+            q = policy.actions.expected_q(q, self.draw)
+            loss = actor_loss(q, self.draw.log_prob, self.batch.weights, temperature)
+        self._fill(self.actor_optimizer, loss)
+        return loss.detach()
+
+    @staticmethod
+    def _fill(optimizer: FlatAdam, loss: Tensor) -> None:
+        grads = torch.autograd.grad(
+            loss, optimizer.parameters, allow_unused=True, materialize_grads=True
+        )
+        optimizer.gather(grads)
+
+
+class WrittenOut:
+    """Vectors in, one squashed Gaussian out, no layer normalisation: no autograd at all.
+
+    The actor runs once, on the observations before and after together. Everything else is done in
+    arrays that are there already.
+    """
+
+    def __init__(self, policy: SoftPolicy) -> None:
+        self.policy = policy
+        self.without_autograd = True
+        self.size = policy.actions.size
+        self.features = policy.critics.features.size
+        self.log_std_init = policy.distribution.log_std_init
+        self._kept: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def begin(self, batch: Any, noises: list[Tensor], with_actor: bool) -> Tensor | None:
+        """See `Autograd.begin`."""
+        policy, rows = self.policy, len(batch.rewards)
+        self.batch, self.rows = batch, rows
+        self.share = batch.weights / batch.weights.sum().clamp(min=1e-8)
+        now = policy.preparation.forward(batch.obs)
+        later = policy.preparation.forward(batch.next_obs)
+        self.x, self.next_x = self._critic_inputs(now, later)
+        seen = later["vector"]
+        if with_actor:
+            seen = torch.cat((now["vector"], seen))
+        log_probs = self._act(policy.actor.layers.run(seen)[0], noises[0])
+        self.next_log_prob = log_probs[-rows:]
+        if not with_actor:
+            return None
+        self.log_prob = log_probs[:rows]
+        return self.log_prob
+
+    def _critic_inputs(self, now: dict[str, Tensor], later: dict[str, Tensor]) -> Any:
+        """Arrays (B, features + D) for both observations; the actions are filled in later."""
+        x = now["vector"]
+        key = (len(x), x.device, x.dtype)
+        if key not in self._kept:
+            shape = (len(x), self.features + self.size)
+            self._kept = {key: (x.new_empty(shape), x.new_empty(shape))}
+        arrays = self._kept[key]
+        width = x.shape[1]
+        for array, inputs in zip(arrays, (now, later), strict=True):
+            array[:, :width] = inputs["vector"]
+            if "privileged" in inputs:
+                array[:, width : self.features] = inputs["privileged"]
+        return arrays
+
+    def _act(self, params: Tensor, noise: Tensor) -> Tensor:
+        """Sample; log p = -sum(noise^2 / 2 + log std + log sqrt(2 pi) + log(1 - tanh(raw)^2))."""
+        mean, log_std = params.chunk(2, 1)
+        if self.log_std_init:
+            log_std = log_std + self.log_std_init
+        clamped = log_std.clamp(*LOG_STD_RANGE)
+        spread = clamped.exp().mul_(noise)
+        raw = mean + spread
+        # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2 x)), which is stable for large |x|
+        slope = torch.nn.functional.softplus(raw * -2.0).add_(raw)
+        terms = torch.addcmul(clamped, noise, noise, value=0.5).sub_(slope, alpha=2.0)
+        self.action = raw.tanh_()
+        self.spread = spread
+        self.free = log_std == clamped  # where the gradient passes the clamp
+        return terms.sum(1).add_(self.size * (_LOG_SQRT_2PI + 2.0 * _LOG_2)).neg_()
+
+    def critic_gradient(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Autograd.critic_gradient`."""
+        policy, batch, rows = self.policy, self.batch, self.rows
+        self.next_x[:, self.features :] = self.action[-rows:]
+        q = policy.target.layers.run(self.next_x).squeeze(2).amin(0)
+        targets = soft_target(batch.rewards, batch.discounts, q, self.next_log_prob, temperature)
+        self.x[:, self.features :] = batch.actions.view(rows, self.size)
+        q = policy.critics.layers.run(self.x).squeeze(2)
+        error = q - targets
+        # the loss is half the squared error, so this is its slope
+        policy.critics.layers.backprop((error * self.share).unsqueeze(2))
+        return q, error
+
+    def actor_gradient(self, temperature: Tensor) -> Tensor:
+        """See `Autograd.actor_gradient`.
+
+        d log p / d raw = 2 tanh(raw), d log p / d log_std = that times std * noise - 1: the noise
+        is given, so the Gaussian's own exponent does not move.
+        """
+        policy, rows = self.policy, self.rows
+        action, spread = self.action[:rows], self.spread[:rows]
+        self.x[:, self.features :] = action
+        q = policy.critics.layers.run(self.x).squeeze(2)
+        lowest, critic = q.min(0, keepdim=True)
+        d_q = torch.zeros_like(q).scatter_(0, critic, -self.share.unsqueeze(0))
+        d_action = policy.critics.layers.input_gradient(d_q.unsqueeze(2), self.features).sum(0)
+        entropy = (self.share * temperature).unsqueeze(1)  # d loss / d log p
+        d_raw = d_action.addcmul_(d_action * action, action, value=-1.0)
+        d_raw.addcmul_(entropy, action, value=2.0)
+        d_log_std = (d_raw * spread).sub_(entropy).mul_(self.free[:rows])
+        policy.actor.layers.backprop(torch.cat((d_raw, d_log_std), 1).unsqueeze(0))
+        return torch.dot(self.share, temperature * self.log_prob - lowest[0])
