@@ -319,8 +319,8 @@ def _check_sac(config: TrainConfig, algo: SACConfig) -> None:
         raise ConfigError(
             "network.squash is false, and SAC bounds its actions by tanh: set it to true"
         )
-    if algo.buffer_size < config.num_envs * (algo.num_steps + algo.n_step):
-        least = config.num_envs * (algo.num_steps + algo.n_step)
+    least = config.num_envs * max(2 * algo.num_steps, algo.n_step)
+    if algo.buffer_size < least:
         raise ConfigError(
             f"algo.buffer_size is {algo.buffer_size}, and {config.num_envs} worlds with "
             f"algo.num_steps {algo.num_steps} and algo.n_step {algo.n_step} need {least}"
@@ -457,7 +457,7 @@ def presets() -> list[str]:
 
 
 def load_preset(name: str, env_id: str | None = None) -> TrainConfig:
-    """Read a preset by name; `env_id` replaces its world.
+    """Read a preset by name; `env_id` replaces its world, unless it is that without its package.
 
     Raises:
         ConfigError: there is no such preset (the nearest name is given).
@@ -467,7 +467,32 @@ def load_preset(name: str, env_id: str | None = None) -> TrainConfig:
     file = resources.files("rlgym.configs") / f"{name}.yaml"
     with resources.as_file(file) as path:
         config = load_config(path)
-    return dataclasses.replace(config, preset=name, env_id=env_id or config.env_id)
+    if env_id is None or config.env_id.endswith(f":{env_id}"):
+        env_id = config.env_id
+    return dataclasses.replace(config, preset=name, env_id=env_id)
+
+
+def starting_config(env_id: str | None, preset: str | None, algo: str | None) -> TrainConfig:
+    """Return what a person's own settings change: a preset, or an algorithm's plain defaults.
+
+    Args:
+        env_id: world; None takes the preset's, or the default one.
+        preset: "auto" for the one tuned for the world and the algorithm if there is one, None for
+            none, or a name.
+        algo: name of the algorithm; None takes the preset's, or PPO.
+
+    Raises:
+        ConfigError: there is no such preset or algorithm, or the preset is for another one.
+    """
+    if preset == "auto":
+        preset = preset_for(env_id or "", algo or "ppo")
+    if preset is None:
+        return default_config(env_id or TrainConfig.env_id, algo or "ppo")
+    config = load_preset(preset, env_id)
+    if algo is not None and type(config.algo) is not ALGOS.get(algo):
+        default_config(algo=algo)  # says so where there is no such algorithm
+        raise ConfigError(f"the preset '{preset}' is not for {algo}: leave one of the two out")
+    return config
 
 
 def preset_for(env_id: str, algo: str = "ppo") -> str | None:

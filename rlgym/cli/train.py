@@ -12,10 +12,10 @@ from rlgym.cli.arguments import nest, show_help, spell, split, wants_help
 from rlgym.config import (
     ALGOS,
     TrainConfig,
-    load_preset,
+    algo_named,
     merge,
-    preset_for,
     read_yaml,
+    starting_config,
     to_dict,
 )
 from rlgym.errors import ConfigError, UserError
@@ -28,7 +28,7 @@ Train a policy: rlgym train ENV [flags]
 ENV is a registered world, or module:id to import a package that registers it (rlgym envs).
 Settings: the preset tuned for the world when there is one, then --config, then flags.
 
-  --algo NAME          algorithm (ppo)
+  --algo NAME          algorithm: ppo or sac
   --preset NAME        another preset, or none for plain defaults
   --config FILE        a YAML file of settings, such as a run's config.yaml
   --trust              import the module that such a file names for its worlds
@@ -146,19 +146,20 @@ def _base(shell: Shell, env_id: str | None) -> tuple[TrainConfig, str]:
     """Return what the flags change: the preset, the file over it, the world."""
     if shell.algo is not None and shell.algo not in ALGOS:
         raise ConfigError(f"--algo: there is no '{shell.algo}': {suggest(shell.algo, ALGOS)}")
-    name, notice = shell.preset, ""
-    if name == "auto":
-        found = None if shell.config else preset_for(env_id or "", shell.algo or "ppo")
-        name = found or "none"
-        notice = f"using the preset {found} (--preset none for plain defaults)" if found else ""
-    config = TrainConfig() if name == "none" else load_preset(name)
-    if shell.config is not None:
-        config = merge(config, read_yaml(shell.config))
+    values = {} if shell.config is None else read_yaml(shell.config)
+    algo = shell.algo or algo_named(values)
+    preset = None if shell.preset == "none" else shell.preset
+    if preset == "auto" and shell.config is not None:
+        preset = None  # a file alone is not mixed with a preset
+    config = starting_config(env_id, preset, algo)
+    notice = ""
+    if preset == "auto" and config.preset is not None:
+        notice = f"using the preset {config.preset} (--preset none for plain defaults)"
+    if shell.algo is not None and algo_named(values) not in (None, shell.algo):
+        raise ConfigError(f"{shell.config} is not for {shell.algo}: leave one of the two out")
+    config = merge(config, values)
     if env_id is not None and not config.env_id.endswith(f":{env_id}"):
         config = replace(config, env_id=env_id)
-    if shell.algo is not None:
-        changes: dict[str, Any] = {"algo": {"name": shell.algo}}
-        config = merge(config, changes)
     return config, notice
 
 

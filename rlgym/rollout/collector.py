@@ -57,8 +57,28 @@ class CollectStats:
     """Seconds of inference."""
     transfer: float = 0.0
     """Seconds of copies to the learner's device at the end of the rollout."""
-    reward_terms: dict[str, float] = field(default_factory=dict)
-    """Mean of each named reward term over the rollout's steps."""
+    term_sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Sum of each named reward term, and the number of steps that gave it."""
+
+    @property
+    def reward_terms(self) -> dict[str, float]:
+        """Mean of each named reward term over the rollout's steps; NaN where no step gave it."""
+        sums = self.term_sums.items()
+        return {name: total / count if count else float("nan") for name, (total, count) in sums}
+
+    def add(self, other: CollectStats) -> None:
+        """Add what happened in a later rollout."""
+        self.returns += other.returns
+        self.lengths += other.lengths
+        self.successes += other.successes
+        self.env_steps += other.env_steps
+        self.seconds += other.seconds
+        self.idle += other.idle
+        self.policy += other.policy
+        self.transfer += other.transfer
+        for name, (total, count) in other.term_sums.items():
+            before, steps = self.term_sums.get(name, (0.0, 0))
+            self.term_sums[name] = (before + total, steps + count)
 
 
 class HostCollector:
@@ -100,6 +120,7 @@ class HostCollector:
             name: np.zeros((T, env.num_envs), np.float32) for name in env.reward_term_names
         }
         self._cuts: list[tuple[Finals, Any]] = []
+        self._stats = CollectStats()
 
     def start(self, obs: Tree[Tensor], info: dict[str, Any]) -> None:
         """Take what `env.reset` or `env.restore` returned as the next observation."""
@@ -113,15 +134,23 @@ class HostCollector:
             map_tree(lambda target, zero: target.copy_(zero), self._state, fresh)
         self.mark()
 
-    @torch.no_grad()
     def collect(self) -> CollectStats:
         """Fill the buffer with `num_steps` steps of every slot.
 
         An exception (a signal, a world) leaves the buffer half filled; `state` still describes the
         last `mark`.
         """
+        self.begin()
+        return self.finish()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Do the first half of `collect`: all up to the last step, which the worlds then take.
+
+        What the caller does before `finish` is done while they take it.
+        """
         begin = perf_counter()
-        stats = CollectStats()
+        self._stats = stats = CollectStats()
         buffer, T = self.buffer, self.buffer.num_steps
         noise = self.policy.noise(T, self.env.num_envs, self.generator)
         noises = [_noise_rows(noise, rows, T) for rows in self._groups]
@@ -132,8 +161,15 @@ class HostCollector:
                 if t:
                     self._receive(g, t - 1, stats)
                 self._act(g, t, noises[g][t], stats)
-        for g in groups:
-            self._receive(g, T - 1, stats)
+        stats.seconds = perf_counter() - begin
+
+    @torch.no_grad()
+    def finish(self) -> CollectStats:
+        """Do the second half of `collect`: wait for the last step, and complete the buffer."""
+        begin = perf_counter()
+        stats, buffer = self._stats, self.buffer
+        for g in range(len(self._groups)):
+            self._receive(g, buffer.num_steps - 1, stats)
         if self._state is not None:
             map_tree(lambda target, now: target.copy_(now), buffer.last_state, self._state)
         self._bootstrap()
@@ -141,9 +177,9 @@ class HostCollector:
         buffer.upload()
         end = perf_counter()
         stats.transfer = end - sent
-        stats.seconds = end - begin
+        stats.seconds += end - begin
         stats.env_steps = int(np.count_nonzero(buffer.host["active"]))
-        stats.reward_terms = {name: _mean(values) for name, values in self._terms.items()}
+        stats.term_sums = {name: _sum(values) for name, values in self._terms.items()}
         return stats
 
     # ------------------------------------------------------------------ resume
@@ -326,7 +362,7 @@ def _noise_rows(noise: Any, rows: slice, num_steps: int) -> Sequence[Tensor]:
     return [noise[t, rows] for t in range(num_steps)]
 
 
-def _mean(values: np.ndarray) -> float:
-    """Mean of the entries that are not NaN; NaN when there are none."""
-    present = ~np.isnan(values)
-    return float(values[present].mean()) if present.any() else float("nan")
+def _sum(values: np.ndarray) -> tuple[float, int]:
+    """Sum and number of the entries that are not NaN."""
+    present = values[~np.isnan(values)]
+    return float(present.sum(dtype=np.float64)), present.size

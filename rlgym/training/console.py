@@ -28,6 +28,10 @@ SHOWN: dict[str, str] = {
     "train/entropy_loss": "entropy loss",
     "train/value_loss": "value loss",
     "train/std": "std",
+    "train/actor_loss": "actor loss",
+    "train/critic_loss": "critic loss",
+    "train/q_mean": "Q mean",
+    "train/ent_coef": "temperature",
     "train/learning_rate": "learning rate",
 }
 """Scalars of the live panel, in its order, with the words that they get there."""

@@ -8,15 +8,15 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rlgym.agents.policy import ActorCritic
 from rlgym.config import NetworkConfig, TrainConfig, load_config, merge, to_dict
 from rlgym.device import resolve
 from rlgym.errors import CheckpointError, SpaceError, UserError
 from rlgym.space_json import space_from_json, space_to_json
 from rlgym.spaces import Layout, map_tree, tree_items
 from rlgym.training import checkpoint as checkpoints
+from rlgym.training.algorithms import algorithm, algorithm_of
 from rlgym.vector.contract import VectorEnv
 
 
@@ -33,7 +33,7 @@ class LoadedPolicy:
 
     def __init__(
         self,
-        policy: ActorCritic,
+        policy: Any,
         observation_space: gymnasium.Space,
         action_space: gymnasium.Space,
         config: TrainConfig | None = None,
@@ -130,18 +130,10 @@ class LoadedPolicy:
         return (tensors[""] if self.obs_layout.single else tensors), extra == {0}
 
 
-def build_policy(
-    obs_layout: Layout, action_layout: Layout, settings: NetworkConfig, seed: int, network: Any
-) -> ActorCritic:
-    """Build a policy from settings, around the user's own network, or take the user's policy."""
-    if isinstance(network, ActorCritic):
-        return network
-    return ActorCritic.build(obs_layout, action_layout, settings, seed=seed, network=network)
-
-
 def describe(env: VectorEnv, config: TrainConfig, *, custom: bool) -> dict[str, Any]:
-    """What a checkpoint says of its policy: spaces and network."""
+    """What a checkpoint says of its policy: algorithm, spaces and network."""
     return {
+        **algorithm(config.algo).policy_settings(),
         "observation_space": space_to_json(env.single_observation_space),
         "action_space": space_to_json(env.single_action_space),
         "network": to_dict(config.network),
@@ -173,8 +165,9 @@ def load_policy(
         raise UserError(f'which={which!r}: use "best" or "last"')
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds no run: give the folder that has config.yaml in it")
-    saved = checkpoints.best(folder) if which == "best" else None
-    saved = saved or checkpoints.newest(folder)
+    needed = ("model.safetensors", "policy.json")
+    saved = checkpoints.best(folder, needed) if which == "best" else None
+    saved = saved or checkpoints.newest(folder, needed=needed)
     if saved is None:
         raise CheckpointError(f"{folder} has no checkpoint yet: train for longer")
     document = saved.document("policy")
@@ -187,16 +180,17 @@ def load_policy(
         observation_space = space_from_json(document["observation_space"])
         action_space = space_from_json(document["action_space"])
         settings = merge(NetworkConfig(), document["network"])
+        kind: Any = algorithm_of(document)
     except (KeyError, TypeError, SpaceError) as error:
         raise CheckpointError(f"{saved.path}/policy.json describes no policy ({error})") from None
     layouts = Layout(observation_space), Layout(action_space)
-    policy = build_policy(*layouts, settings, 0, network).to(resolve(device))
+    policy = kind.policy(*layouts, settings, 0, network).to(resolve(device))
     load_model(policy, saved.tensors("model"), str(saved.path))
     config = load_config(folder / "config.yaml")
     return LoadedPolicy(policy, observation_space, action_space, config, saved.step)
 
 
-def load_model(policy: ActorCritic, tensors: dict[str, Tensor], source: str) -> None:
+def load_model(policy: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Put saved tensors into a policy.
 
     Raises:

@@ -44,6 +44,5 @@ def learn(run: Run) -> None:
         run.mark()
 
         scalars = run.log(stats, metrics)
-        if run.call_hooks("on_update", scalars):
-            run.stopped = "a hook asked for the end"
+        run.stop_if(run.call_hooks("on_update", scalars))
     run.finish()

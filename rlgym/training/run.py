@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlgym.config import NetworkConfig, TrainConfig, load_config, load_preset, merge, preset_for
+from rlgym.config import (
+    NetworkConfig,
+    TrainConfig,
+    algo_named,
+    load_config,
+    merge,
+    starting_config,
+)
 from rlgym.errors import UserError
 from rlgym.registry import WorldFactory, require_trust
 from rlgym.training import checkpoint as checkpoints
@@ -34,23 +41,27 @@ def train(
     """Train a policy and return the finished run.
 
         run = rlgym.train("CartPole-v1", total_steps=50_000, algo={"num_steps": 32})
+        run = rlgym.train("Pendulum-v1", algo="sac")
 
     Args:
         world: an id, "module:id", a callable that builds a `gymnasium.Env`, or a whole config.
         run_dir: folder of the run; by default a new one under runs/.
-        preset: settings to start from: "auto" takes the one tuned for this world, if there is one;
-            None takes plain defaults. Not used with a whole config.
+        preset: settings to start from: "auto" takes the one tuned for this world and algorithm, if
+            there is one; None takes plain defaults. Not used with a whole config.
         network: settings of the network, as a mapping; or the user's own network in place of it
             (see `ActorCritic.build`), or a whole policy.
         hooks: an object, or several, with any of the methods `on_start(run)`,
-            `on_rollout(run, buffer)`, `on_update(run, metrics)` (True ends the run),
-            `on_evaluation(run, score)` and `on_end(run)`, and `symmetry(obs, actions)`, which
-            mirrors both for `algo.symmetry_coef` (see `PPO`).
+            `on_rollout(run, buffer)`, `on_update(run, metrics)`, `on_evaluation(run, score)` and
+            `on_end(run)`, and `symmetry(obs, actions)`, which mirrors both for
+            `algo.symmetry_coef` (see `PPO`). `on_update` is called when scalars were written: PPO
+            writes them after each update, SAC about every 1000 steps. True from it, or from SAC's
+            `on_rollout`, ends the run.
         overwrite: replace a run that stands in `run_dir`.
         console: "auto", "live", "plain" or "off".
         trust: let a whole config, which may have been read from a file, import the module that its
             `env_id` names, though neither rlgym nor this process knows it.
-        settings: fields of `TrainConfig`; a section is given as a mapping of its fields.
+        settings: fields of `TrainConfig`; a section is given as a mapping of its fields, the
+            algorithm also as its name.
 
     Raises:
         UserError: a wrong setting, an unknown world, a folder that holds a run already.
@@ -125,10 +136,7 @@ def _config(
     if isinstance(world, TrainConfig):
         return merge(world, settings)
     env_id = world if isinstance(world, str) else world_name(world)
-    if preset == "auto":
-        preset = preset_for(env_id)
-    config = TrainConfig(env_id=env_id) if preset is None else load_preset(preset, env_id)
-    return merge(config, settings)
+    return merge(starting_config(env_id, preset, algo_named(settings)), settings)
 
 
 def _own_network(network: Any, settings: dict[str, Any]) -> Any:

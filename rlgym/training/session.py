@@ -13,20 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlgym.agents.policy import ActorCritic
-from rlgym.agents.ppo import PPO
 from rlgym.config import TrainConfig, save_config
 from rlgym.errors import CheckpointError
 from rlgym.registry import WorldFactory
-from rlgym.rollout.buffer import RolloutBuffer
 from rlgym.rollout.collector import CollectStats, HostCollector, set_generator
 from rlgym.training import checkpoint as checkpoints
+from rlgym.training.algorithms import algorithm
 from rlgym.training.console import Mode
 from rlgym.training.evaluation import EvalResult, evaluate
 from rlgym.training.folder import EVALUATIONS, cut_lines, open_folder
-from rlgym.training.loaded import build_policy, describe
+from rlgym.training.loaded import describe
 from rlgym.training.logging import Logger
-from rlgym.training.on_policy import learn
+from rlgym.training.replay_store import ReplayStore
 from rlgym.training.signals import Interrupted, Signals
 from rlgym.training.state import RunState, Snapshot
 from rlgym.training.worlds import choose_device, make_worlds, settle, world_seeds
@@ -34,6 +32,11 @@ from rlgym.training.worlds import choose_device, make_worlds, settle, world_seed
 SLOW_UPDATE = 1.0
 """Seconds of an update from which on the learner is copied at each boundary: a signal in the middle
 of a shorter one can wait for its end."""
+UNSAVED_BYTES = 512 * 1024**2
+"""Bytes of the replay buffer that are on no disk, from which on a save is due: what a signal would
+leave to be written within its ten seconds."""
+RETRY_STEPS = 1000
+"""Environment steps between two saves for that reason."""
 SNAPSHOT_SECONDS = 2.0
 """Seconds that worlds have to describe themselves when the run is being interrupted."""
 
@@ -48,6 +51,7 @@ class Run:
         policy: what is trained; on the learner's device.
         learner: changes it.
         buffer: the last rollout.
+        replay: transitions of all rollouts; None where each is learned from once.
         collector: fills the buffer.
         shuffle: generator of minibatches.
         state: what was counted so far.
@@ -86,14 +90,16 @@ class Run:
         self.env = make_worlds(config, world, run_dir, verbose=console != "off")
         try:
             layouts = self.env.obs_layout, self.env.action_layout
-            policy = build_policy(*layouts, config.network, int(seeds[0]), network)
+            self._algorithm: Any = algorithm(config.algo)
+            policy = self._algorithm.policy(*layouts, config.network, int(seeds[0]), network)
             self.device = choose_device(config, policy, self.env.obs_layout)
-            self.policy: ActorCritic = policy.to(self.device)
+            self.policy: Any = policy.to(self.device)
             self.config = config = settle(config, self.env, self.policy)
             self._policy_document = describe(self.env, config, custom=network is not None)
-            mirrors = [hook.symmetry for hook in self._hooks if hasattr(hook, "symmetry")]
-            self.learner = PPO(self.policy, config.algo, config.total_steps, *mirrors[:1])
-            self.buffer = self._make_buffer()
+            self.learner = self._algorithm.learner(self.policy, config.total_steps, self._hooks)
+            self.buffer = self._algorithm.buffer(self.env, self.policy, self.device)
+            self.replay = self._algorithm.replay(self.env, self.device, config, world)
+            self._store = None if self.replay is None else ReplayStore(self.replay)
             noise = torch.Generator(self.device).manual_seed(int(seeds[1]))
             self.shuffle = torch.Generator(self.device).manual_seed(int(seeds[2]))
             self.collector = HostCollector(self.env, self.policy, self.buffer, noise)
@@ -105,9 +111,9 @@ class Run:
                 save_config(config, run_dir / "config.yaml")
             self.logger = Logger(run_dir, config.total_steps, console)
             if snapshot is None:
-                self.collector.start(
-                    *self.env.reset(seed=world_seeds(config.seed, self.env.num_envs))
-                )
+                self._algorithm.prepare(self)
+                seeds = world_seeds(config.seed, self.env.num_envs)
+                self.collector.start(*self.env.reset(seed=seeds))
             else:
                 self._restore(snapshot)
         except BaseException:
@@ -116,19 +122,10 @@ class Run:
             self.env.close()
             raise
 
-    def _make_buffer(self) -> RolloutBuffer:
-        return RolloutBuffer(
-            self.config.algo.num_steps,
-            self.env.num_envs,
-            self.env.obs_layout,
-            self.env.action_layout,
-            self.device,
-            self.env.mask_size,
-            self.policy.state_shape,
-        )
-
     def _restore(self, snapshot: Snapshot) -> None:
         self.learner.load_state_dict(snapshot.learner)
+        if self._store is not None and snapshot.source is not None:
+            self._store.restore(snapshot.source)
         set_generator(self.shuffle, snapshot.shuffle)
         self.logger.resume(self.state.env_steps)
         cut_lines(self.run_dir / EVALUATIONS, self.state.env_steps)
@@ -160,7 +157,7 @@ class Run:
         try:
             with self.signals:
                 try:
-                    learn(self)
+                    self._algorithm.learn(self)
                 except Interrupted as interrupted:
                     self.stopped = str(interrupted)
                     self._save_boundary()
@@ -191,13 +188,18 @@ class Run:
         self.collector.mark()
         self._marked_state = self.state.document()
         self._marked_shuffle = self.shuffle.get_state()
-        slow = self.learn_seconds > SLOW_UPDATE
+        slow = self.replay is None and self.learn_seconds > SLOW_UPDATE
         self._marked_learner = self.learner.state_dict() if slow else None
 
     @property
     def holds_learner(self) -> bool:
         """True when the boundary includes a copy of the learner, so that an update may be cut."""
         return self._marked_learner is not None
+
+    def stop_if(self, asked: bool) -> None:
+        """End the run at the next boundary when a hook asked for it."""
+        if asked:
+            self.stopped = "a hook asked for the end"
 
     def find_reason_to_stop(self) -> bool:
         """Say in `stopped` whether a limit is reached."""
@@ -308,8 +310,13 @@ class Run:
 
     # ------------------------------------------------------------------ save
     def save_due(self) -> bool:
-        """Whether `checkpoint.every` steps have passed."""
-        return _passed(self.config.checkpoint.every, self.state.saved_at, self.state.env_steps)
+        """Whether `checkpoint.every` steps have passed, or saving would soon take long."""
+        now, before = self.state.env_steps, self.state.saved_at
+        if _passed(self.config.checkpoint.every, before, now):
+            return True
+        # not at each step, where a full disk refuses
+        full = self.replay is not None and self.replay.unsaved_bytes > UNSAVED_BYTES
+        return full and _passed(RETRY_STEPS, before, now)
 
     def save(self, is_best: bool = False) -> None:
         """Save this boundary. A disk that refuses is reported; the next save tries again."""
@@ -327,9 +334,9 @@ class Run:
         with self._saving:
             if marked is None or marked["env_steps"] == self._saved_step:
                 return
-            if self.state.updates != marked["updates"] or (
-                self.state.env_steps != marked["env_steps"] and not self.holds_learner
-            ):
+            learned = (self.state.updates, self.state.owed) != (marked["updates"], marked["owed"])
+            stepped = self.state.env_steps != marked["env_steps"]
+            if learned or (stepped and not self.holds_learner):
                 return  # an update broke off half way: the checkpoint before stays the newest
             marked["saved_at"] = marked["env_steps"]
             try:
@@ -350,11 +357,13 @@ class Run:
             policy=self._policy_document,
         )
         tensors, documents = snapshot.to_files()
+        links, rows = ({}, {}) if self._store is None else self._store.segments()
+        keep = self.config.checkpoint.keep
         try:
-            saved = checkpoints.save(
-                self.run_dir, step, tensors, documents, keep=self.config.checkpoint.keep
-            )
+            saved = checkpoints.save(self.run_dir, step, tensors | rows, documents, keep, links)
             self._saved_step = step
+            if self._store is not None:
+                self._store.saved(saved)
             if is_best and self.state.best_score is not None:
                 checkpoints.mark_best(saved, self.state.best_score)
         except CheckpointError as error:

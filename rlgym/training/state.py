@@ -32,6 +32,8 @@ class RunState:
     """Steps that worlds took, over all slots: the x axis of everything."""
     updates: int = 0
     """Iterations: rollouts that the learner has learned from."""
+    owed: int = 0
+    """Gradient steps that are due and not taken yet (off-policy)."""
     episodes: int = 0
     """Training episodes that ended."""
     seconds: float = 0.0
@@ -77,6 +79,7 @@ class RunState:
             CheckpointError: an entry is missing or of another type.
         """
         state = cls()
+        document = {"owed": 0, **document}  # runs from before SAC do not say it
         try:
             for item in fields(cls):
                 value: Any = document[item.name]
@@ -111,7 +114,9 @@ class Snapshot:
     worlds: dict[str, np.ndarray]
     """Each slot's episode (`VectorEnv.snapshot`); empty when it could not be had."""
     policy: dict[str, Any]
-    """Spaces and network of the policy, from which `load_policy` rebuilds it."""
+    """Algorithm, spaces and network of the policy, from which `load_policy` rebuilds it."""
+    source: Checkpoint | None = None
+    """Where it was read from, and where a replay buffer's rows still are."""
 
     def to_files(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         """Tensors and JSON documents by file name, for `checkpoint.save`."""
@@ -149,4 +154,5 @@ class Snapshot:
             shuffle=shuffle,
             worlds=worlds,
             policy=checkpoint.document("policy"),
+            source=checkpoint,
         )

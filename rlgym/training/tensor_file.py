@@ -73,7 +73,8 @@ class TensorFile:
         """Yield the file's bytes in order; at most one tensor at a time is copied to the host."""
         yield self._header
         for tensor in self._tensors:
-            flat = tensor.to("cpu").contiguous().reshape(-1).view(torch.uint8)
-            content = flat.numpy().data
+            flat = tensor.to("cpu").contiguous().reshape(-1)
+            flat = flat.as_strided(flat.shape, (1,))  # a single element may have any stride
+            content = flat.view(torch.uint8).numpy().data
             for begin in range(0, len(content), _PIECE):
                 yield content[begin : begin + _PIECE]

@@ -1,0 +1,215 @@
+"""What on-policy and off-policy runs do not share: how their parts are built, and their loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rlgym.agents.policy import ActorCritic
+from rlgym.agents.ppo import PPO
+from rlgym.config import NetworkConfig, PPOConfig, SACConfig, TrainConfig, WrapperConfig
+from rlgym.errors import CheckpointError, ConfigError, UserError
+from rlgym.registry import WorldFactory, make
+from rlgym.rollout.buffer import RolloutBuffer
+from rlgym.rollout.hindsight import ComputeReward, Hindsight
+from rlgym.rollout.priorities import Prioritized
+from rlgym.settings import suggest
+from rlgym.spaces import Layout
+from rlgym.training import off_policy, on_policy
+from rlgym.vector.contract import VectorEnv
+
+if TYPE_CHECKING:
+    from rlgym.agents.sac import SAC
+    from rlgym.agents.soft_policy import SoftPolicy
+    from rlgym.rollout.replay import ReplayBuffer
+    from rlgym.training.session import Run
+
+
+class OnPolicy:
+    """PPO's kind: learns from each rollout, then overwrites it.
+
+    Args:
+        algo: its settings.
+    """
+
+    name = "ppo"
+    learn: Callable[[Run], None] = staticmethod(on_policy.learn)
+
+    def __init__(self, algo: PPOConfig) -> None:
+        self.algo = algo
+
+    def policy(
+        self, obs: Layout, actions: Layout, cfg: NetworkConfig, seed: int, network: Any = None
+    ) -> ActorCritic:
+        """Build from settings, around the user's own network, or take the user's policy."""
+        if isinstance(network, ActorCritic):
+            return network
+        return ActorCritic.build(obs, actions, cfg, seed=seed, network=network)
+
+    def policy_settings(self) -> dict[str, Any]:
+        """What a checkpoint must say, besides the network's settings, to build the policy again."""
+        return {"algo": self.name}
+
+    def learner(self, policy: Any, total_steps: int, hooks: list[Any]) -> PPO:
+        """Build what changes the policy."""
+        mirrors = [hook.symmetry for hook in hooks if hasattr(hook, "symmetry")]
+        return PPO(policy, self.algo, total_steps, *mirrors[:1])
+
+    def buffer(self, env: VectorEnv, policy: Any, device: torch.device) -> RolloutBuffer:
+        """Build what the collector fills."""
+        layouts = env.obs_layout, env.action_layout
+        steps, slots = self.algo.num_steps, env.num_envs
+        return RolloutBuffer(steps, slots, *layouts, device, env.mask_size, policy.state_shape)
+
+    def replay(self, *_: Any) -> None:
+        """There is none: a rollout is learned from once."""
+
+    def prepare(self, run: Run) -> None:
+        """Nothing is known before the first step of a new run."""
+
+
+class OffPolicy:
+    """SAC's kind: keeps what happened, and learns from draws of all of it.
+
+    Args:
+        algo: its settings.
+    """
+
+    name = "sac"
+    learn: Callable[[Run], None] = staticmethod(off_policy.learn)
+
+    def __init__(self, algo: SACConfig) -> None:
+        self.algo = algo
+
+    def policy(
+        self, obs: Layout, actions: Layout, cfg: NetworkConfig, seed: int, network: Any = None
+    ) -> SoftPolicy:
+        """Build from settings, around the user's own network, or take the user's policy."""
+        from rlgym.agents.soft_policy import SoftPolicy
+
+        if isinstance(network, SoftPolicy):
+            return network
+        critics = {"num_critics": self.algo.num_critics, "layer_norm": self.algo.layer_norm}
+        return SoftPolicy.build(obs, actions, cfg, seed=seed, network=network, **critics)
+
+    def policy_settings(self) -> dict[str, Any]:
+        """What a checkpoint must say, besides the network's settings, to build the policy again."""
+        algo = self.algo
+        return {"algo": self.name, "num_critics": algo.num_critics, "layer_norm": algo.layer_norm}
+
+    def learner(self, policy: Any, total_steps: int, hooks: list[Any]) -> SAC:
+        """Build what changes the policy."""
+        from rlgym.agents.sac import SAC
+
+        return SAC(policy, self.algo, total_steps)
+
+    def buffer(self, env: VectorEnv, policy: Any, device: torch.device) -> RolloutBuffer:
+        """Build what the collector fills, and the replay buffer takes over."""
+        layouts = env.obs_layout, env.action_layout
+        steps, slots = self.algo.num_steps, env.num_envs
+        return RolloutBuffer(steps, slots, *layouts, device, env.mask_size, keep_finals=True)
+
+    def replay(
+        self,
+        env: VectorEnv,
+        device: torch.device,
+        config: TrainConfig,
+        world: WorldFactory | None,
+    ) -> ReplayBuffer:
+        """Build what keeps the transitions.
+
+        Raises:
+            UserError: it does not fit into the memory, or the world has no goals for hindsight.
+        """
+        from rlgym.rollout.replay import ReplayBuffer
+
+        algo, hindsight, prioritized = self.algo, None, None
+        if algo.hindsight:
+            hindsight = Hindsight(algo.hindsight, goal_reward(config, world))
+        if algo.prioritized:
+            prioritized = Prioritized(algo.priority_exponent, algo.importance_exponent)
+        return ReplayBuffer(
+            algo.buffer_size,
+            env.num_envs,
+            env.obs_layout,
+            env.action_layout,
+            device,
+            gamma=algo.gamma,
+            n_step=algo.n_step,
+            mask_size=env.mask_size,
+            memory=algo.buffer_memory,
+            prioritized=prioritized,
+            hindsight=hindsight,
+        )
+
+    def prepare(self, run: Run) -> None:
+        """Put the demonstrations, if there are any, into a new run's replay buffer.
+
+        Raises:
+            UserError: their file does not fit the world.
+        """
+        from rlgym.rollout.demonstrations import load as load_demonstrations
+
+        if self.algo.demonstrations is not None and run.replay is not None:
+            layouts = run.env.obs_layout, run.env.action_layout
+            found = load_demonstrations(self.algo.demonstrations, *layouts)
+            run.replay.add_demonstrations(found, run.policy.scale_action)
+
+
+def algorithm(algo: PPOConfig | SACConfig) -> OnPolicy | OffPolicy:
+    """The kind of algorithm that these settings are of."""
+    return OffPolicy(algo) if isinstance(algo, SACConfig) else OnPolicy(algo)
+
+
+def algorithm_of(document: dict[str, Any]) -> OnPolicy | OffPolicy:
+    """The kind of algorithm whose `policy_settings` a checkpoint holds.
+
+    Raises:
+        CheckpointError: there is no such algorithm.
+    """
+    name = document.get("algo", "ppo")  # runs from before there was another do not say it
+    if name == "ppo":
+        return OnPolicy(PPOConfig())
+    if name != "sac":
+        raise CheckpointError(f"the policy is of '{name}': {suggest(str(name), ('ppo', 'sac'))}")
+    critics, layer_norm = document["num_critics"], document["layer_norm"]
+    if not isinstance(critics, int) or not 1 <= critics <= 100 or not isinstance(layer_norm, bool):
+        raise CheckpointError(f"the policy has {critics!r} critics, layer_norm {layer_norm!r}")
+    return OffPolicy(SACConfig(num_critics=critics, layer_norm=layer_norm))
+
+
+def goal_reward(config: TrainConfig, world: WorldFactory | None) -> ComputeReward:
+    """A goal world's own `compute_reward`, behind what the run's wrappers do to rewards.
+
+    Raises:
+        UserError: the world has none.
+        ConfigError: rewards are normalised, so that old ones have another scale.
+    """
+    wrappers = config.wrappers
+    if wrappers.normalize_reward:
+        raise ConfigError(
+            "algo.hindsight computes rewards anew, and wrappers.normalize_reward scales them as "
+            "they come: set one of the two to its default"
+        )
+    env = make(world or config.env_id, **config.env)  # stays open: the function may ask it
+    compute = getattr(env.unwrapped, "compute_reward", None)
+    if compute is None:
+        env.close()
+        raise UserError(
+            f"{config.env_id} has no compute_reward(achieved, desired, info), which "
+            "hindsight needs: pass --algo.hindsight 0"
+        )
+    return _wrapped(compute, wrappers)
+
+
+def _wrapped(compute: ComputeReward, wrappers: WrapperConfig) -> ComputeReward:
+    scale, bound = wrappers.reward_scale, wrappers.clip_reward
+
+    def rewards(achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:
+        found = np.asarray(compute(achieved, desired, info), np.float32) * np.float32(scale)
+        return found if bound is None else np.clip(found, -bound, bound)
+
+    return rewards
