@@ -57,6 +57,9 @@ class WorldSpec:
             from rlgym.envs.gymnasium import make_world
 
             return make_world(self.world, dict(self.kwargs))
+        from rlgym.envs.gymnasium import bullet
+
+        bullet.hush()
         env = self.world(**self.kwargs)
         if not isinstance(env, gymnasium.Env):
             raise WorldError(

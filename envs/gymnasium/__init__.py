@@ -11,6 +11,7 @@ import gymnasium
 from gymnasium import error
 from gymnasium.envs.registration import load_env_creator
 
+from rlgym.envs.gymnasium import bullet
 from rlgym.errors import ConfigError, MissingExtraError, WorldError
 
 PACKAGES = {
@@ -50,6 +51,9 @@ def make_world(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
         importlib.import_module("rlgym.envs.toy")  # registers our own worlds; light, and idempotent
     try:
         spec = gymnasium.spec(world_id)
+        if isinstance(spec.entry_point, str):
+            load_env_creator(spec.entry_point)  # imports the world's module, and with it pybullet
+        bullet.hush()
         return gymnasium.make(world_id, disable_env_checker=True, **kwargs)
     except (
         error.NameNotFound,
