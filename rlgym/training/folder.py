@@ -17,6 +17,7 @@ from rlgym import __version__
 from rlgym.config import ALGOS, TrainConfig, save_config
 from rlgym.errors import UserError
 from rlgym.registry import WorldFactory
+from rlgym.training.run_lock import LOCK
 
 EVALUATIONS = "evaluations.jsonl"
 CRASHES = "crashes"
@@ -37,7 +38,7 @@ def choose_folder(run_dir: str | Path | None, config: TrainConfig, overwrite: bo
     folder = Path(run_dir) if run_dir is not None else _fresh_name(config)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give another folder with --run-dir")
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder} is not empty and holds no run: give another folder")
         if not overwrite:

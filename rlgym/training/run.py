@@ -20,6 +20,7 @@ from rlgym.training import checkpoint as checkpoints
 from rlgym.training.console import Mode
 from rlgym.training.folder import check_world, choose_folder, world_name
 from rlgym.training.loaded import LoadedPolicy, load_policy
+from rlgym.training.run_lock import locked
 from rlgym.training.session import Run
 from rlgym.training.state import RunState, Snapshot
 
@@ -64,7 +65,8 @@ def train(
             algorithm also as its name.
 
     Raises:
-        UserError: a wrong setting, an unknown world, a folder that holds a run already.
+        UserError: a wrong setting, an unknown world, a folder that holds a run already or in which
+            another process is training.
         SystemExit: SIGINT or SIGTERM ended the run, after it was saved; 128 + the signal's number.
     """
     factory = None if isinstance(world, str | TrainConfig) else world
@@ -73,8 +75,9 @@ def train(
         require_trust(world.env_id, "this config")
     config = _config(world, preset, settings)
     folder = choose_folder(run_dir, config, overwrite)
-    run = Run(config, folder, factory, network, hooks, console)
-    return run.go()
+    with locked(folder):
+        choose_folder(folder, config, overwrite)  # another run may have ended there meanwhile
+        return Run(config, folder, factory, network, hooks, console).go()
 
 
 def resume(
@@ -102,7 +105,8 @@ def resume(
         settings: fields of `TrainConfig` to change from here on.
 
     Raises:
-        UserError: there is no run, nothing was saved, or the run is at its end.
+        UserError: there is no run, nothing was saved, the run is at its end, or another process is
+            training it.
         SystemExit: as in `train`.
     """
     folder = Path(run_dir)
@@ -116,17 +120,19 @@ def resume(
     check_world(config, world)
     if world is None and not trust and "env_id" not in settings:
         require_trust(config.env_id, folder)
-    saved = checkpoints.newest(folder)
-    if saved is None:
-        raise UserError(f"{folder} has no checkpoint yet: start it again with --overwrite")
-    snapshot = Snapshot.from_files(saved)
-    state = RunState.from_document(snapshot.state)
-    if state.env_steps >= config.total_steps:
-        raise UserError(
-            f"{folder} is at its end, {state.env_steps} steps: give more than that as --total-steps"
-        )
-    run = Run(config, folder, world, network, hooks, console, snapshot)
-    return run.go()
+    with locked(folder):
+        saved = checkpoints.newest(folder)
+        if saved is None:
+            raise UserError(f"{folder} has no checkpoint yet: start it again with --overwrite")
+        snapshot = Snapshot.from_files(saved)
+        state = RunState.from_document(snapshot.state)
+        if state.env_steps >= config.total_steps:
+            raise UserError(
+                f"{folder} is at its end, {state.env_steps} steps: give more than that as "
+                "--total-steps"
+            )
+        run = Run(config, folder, world, network, hooks, console, snapshot)
+        return run.go()
 
 
 def _config(
