@@ -149,6 +149,10 @@ class SACConfig:
     demonstrations: str | None = None
     """File of transitions, or a run with a replay buffer, put into the buffer at the start."""
 
+    def updates_due(self, env_steps: int) -> int:
+        """Gradient steps that so many environment steps of a run make due."""
+        return int(self.updates_per_step * max(env_steps - self.learning_starts, 0))
+
 
 @dataclass(frozen=True)
 class WrapperConfig:

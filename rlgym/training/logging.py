@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rlgym.errors import UserError
+from rlgym.rollout.collector import CollectStats
 from rlgym.settings import suggest
 from rlgym.training.console import Console, Mode
 
@@ -61,6 +62,40 @@ NAMES: dict[str, str] = {
 """Every scalar that a run writes, with its meaning; "prefix/*" is a family with open names."""
 
 METRICS_FILE = "metrics.jsonl"
+INTERVAL_STEPS = 1000
+"""Environment steps between two lines, where an iteration is too short for a line of its own."""
+
+
+class Interval:
+    """What happened since the last line of scalars, where an iteration has no line of its own.
+
+    Attributes:
+        stats: of its rollouts.
+        metrics: of its last update; "health/*" of all.
+        seconds: in updates.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin the next one."""
+        self.stats = CollectStats()
+        self.metrics: dict[str, Any] = {}
+        self.seconds = 0.0
+
+    def due(self, env_steps: int) -> bool:
+        """Whether a multiple of `INTERVAL_STEPS` lies in it."""
+        before = env_steps - self.stats.env_steps
+        return env_steps // INTERVAL_STEPS > before // INTERVAL_STEPS
+
+    def learned(self, metrics: dict[str, Any], seconds: float) -> None:
+        """Add an update."""
+        for name, count in self.metrics.items():
+            if name.startswith("health/"):
+                metrics[name] = metrics[name] + count
+        self.metrics = metrics
+        self.seconds += seconds
 
 
 class Logger:

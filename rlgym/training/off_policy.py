@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlgym.config import SACConfig
-from rlgym.rollout.collector import CollectStats
+from rlgym.training.logging import Interval
 
 if TYPE_CHECKING:
     from rlgym.training.session import Run
 
-LOG_EVERY = 1000
-"""Environment steps between two lines of scalars."""
 TURN = 16
 """Gradient steps that a signal may have to wait for."""
 
@@ -20,26 +18,26 @@ TURN = 16
 def learn(run: Run) -> None:
     """Train until there is a reason to stop; `run.stopped` then says which.
 
-    Environment steps make gradient steps due (`state.owed`). They are taken before the worlds'
-    next step, or with `algo.overlap` while the worlds take it, from what was stored before that.
-    Either way nothing is pending at an iteration's end: a boundary, as in the on-policy loop.
+    Gradient steps that are due (`state.owed`) are taken before the worlds' next step, or with
+    `algo.overlap` while the worlds take it, from what was stored before that. Either way nothing is
+    pending at an iteration's end: a boundary, as in the on-policy loop.
 
     Raises:
-        Interrupted: a signal came while worlds were stepping; the step is dropped. With
-            `algo.overlap` it is waited for, because the learner has moved on meanwhile.
+        Interrupted: a signal came while worlds were stepping; the step is dropped (with
+            `algo.overlap` waited for: the learner has moved on meanwhile).
     """
     state, algo, replay = run.state, run.config.algo, run.replay
     assert isinstance(algo, SACConfig) and replay is not None
-    since, metrics = CollectStats(), {}
+    interval = Interval()
     run.mark()
     run.call_hooks("on_start")
     while True:
         if not algo.overlap:
-            metrics |= _take_due_steps(run)
-        log_due = state.env_steps // LOG_EVERY > (state.env_steps - since.env_steps) // LOG_EVERY
-        if (run.find_reason_to_stop() and since.env_steps) or log_due:
-            run.stop_if(run.call_hooks("on_update", run.log(since, metrics)))
-            since, run.learn_seconds = CollectStats(), 0.0
+            _learn_what_is_due(run, interval, may_stop=True)
+        done = run.find_reason_to_stop() and interval.stats.env_steps
+        if done or interval.due(state.env_steps):
+            run.log(interval.stats, interval.metrics, interval.seconds)
+            interval.clear()
         if run.evaluation_due():
             run.evaluate()
         if run.save_due():
@@ -52,13 +50,14 @@ def learn(run: Run) -> None:
             run.collector.begin()
             stats = None if algo.overlap else run.collector.finish()
         if stats is None:
-            metrics |= _take_due_steps(run)
+            _learn_what_is_due(run, interval, may_stop=False)
             stats = run.collector.finish()
+        run.policy.random = False
         before = state.env_steps
         state.count(stats)
-        state.owed += _due(algo, state.env_steps) - _due(algo, before)
+        state.owed += algo.updates_due(state.env_steps) - algo.updates_due(before)
         state.updates += 1
-        since.add(stats)
+        interval.stats.add(stats)
         replay.add(run.buffer)
         run.policy.update_normalizer(run.buffer)
         run.stop_if(run.call_hooks("on_rollout", run.buffer))
@@ -66,22 +65,16 @@ def learn(run: Run) -> None:
     run.finish()
 
 
-def _due(algo: SACConfig, env_steps: int) -> int:
-    """Gradient steps that so many environment steps make due."""
-    return int(algo.updates_per_step * max(env_steps - algo.learning_starts, 0))
-
-
-def _take_due_steps(run: Run) -> dict[str, Any]:
-    """Take the gradient steps that are due; in sequence, each turn of them ends at a boundary."""
-    state, metrics, begin = run.state, {}, perf_counter()
-    progress = min(state.env_steps / run.config.total_steps, 1.0)
+def _learn_what_is_due(run: Run, interval: Interval, may_stop: bool) -> None:
+    """Take the gradient steps that are due; where it may stop, each turn ends at a boundary."""
+    state, progress = run.state, min(run.state.env_steps / run.config.total_steps, 1.0)
+    run.replay.anneal(progress)
     while state.owed:
-        count = min(state.owed, TURN)
+        begin, count = perf_counter(), min(state.owed, TURN)
         metrics = run.learner.update(run.replay, count, progress, run.shuffle)
+        interval.learned(metrics, perf_counter() - begin)
         state.owed -= count
-        if not run.config.algo.overlap:
+        if may_stop:
             run.mark()
             with run.signals.interruptible():
-                pass  # here a signal is heard
-    run.learn_seconds += perf_counter() - begin
-    return metrics
+                pass

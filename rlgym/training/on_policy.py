@@ -43,6 +43,5 @@ def learn(run: Run) -> None:
         state.updates += 1
         run.mark()
 
-        scalars = run.log(stats, metrics)
-        run.stop_if(run.call_hooks("on_update", scalars))
+        run.log(stats, metrics, run.learn_seconds)
     run.finish()

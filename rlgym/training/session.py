@@ -58,6 +58,7 @@ class Run:
         logger: scalars.
         result: the last evaluation; None before one.
         stopped: why the run ended; "" while it goes on.
+        learn_seconds: wall time of the last update, where one may be cut.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class Run:
         self.collector.mark()
         self._marked_state = self.state.document()
         self._marked_shuffle = self.shuffle.get_state()
-        slow = self.replay is None and self.learn_seconds > SLOW_UPDATE
+        slow = self.learn_seconds > SLOW_UPDATE
         self._marked_learner = self.learner.state_dict() if slow else None
 
     @property
@@ -226,8 +227,8 @@ class Run:
         return any([method(self, *values) is True for method in methods if method is not None])
 
     # ------------------------------------------------------------------ log
-    def log(self, stats: CollectStats, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Write an iteration's scalars; return them as floats."""
+    def log(self, stats: CollectStats, metrics: Mapping[str, Any], learn_seconds: float) -> None:
+        """Write the scalars of an iteration, or of several, and show them to the hooks."""
         state = self.state
         begin, seconds, _ = self._session
         here = max(state.seconds - seconds, 1e-9)
@@ -249,11 +250,12 @@ class Run:
             "perf/idle": stats.idle,
             "perf/policy": stats.policy,
             "perf/transfer": stats.transfer,
-            "perf/learn": self.learn_seconds,
-            "perf/steps_per_second": stats.env_steps / (stats.seconds + self.learn_seconds),
+            "perf/learn": learn_seconds,
+            "perf/steps_per_second": stats.env_steps / (stats.seconds + learn_seconds),
         }
         scalars |= {f"health/{name}": count for name, count in self.health.items()}
-        return self.logger.write(scalars, state.env_steps)
+        scalars = self.logger.write(scalars, state.env_steps)
+        self.stop_if(self.call_hooks("on_update", scalars))
 
     @property
     def health(self) -> dict[str, int]:
