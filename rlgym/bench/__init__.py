@@ -24,6 +24,8 @@ from rlgym.errors import UserError
 BENCHES: dict[str, tuple[str, str]] = {
     "ppo-cartpole": ("ppo_cartpole", "seconds until PPO solves CartPole, against SB3's"),
     "ppo-update": ("ppo_update", "time of a PPO minibatch, against SB3's"),
+    "sac": ("sac", "steps per second of SAC at one update per step, against SB3's"),
+    "sac-pendulum": ("sac_pendulum", "seconds until SAC swings up Pendulum, against SB3's"),
     "vector": ("vector", "what the worker processes cost per step, against raw and Gymnasium's"),
     "memory": ("memory", "growth of resident memory over a million steps"),
     "learning": ("learning", "returns of the shipped presets on all worlds, five seeds each"),

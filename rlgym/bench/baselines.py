@@ -259,6 +259,21 @@ class StopAtMean(BaseCallback):
         return time.perf_counter() < self.deadline
 
 
+class AfterEachStep(BaseCallback):
+    """Calls a function after each step of SB3's worlds; training goes on while it returns True.
+
+    Args:
+        call: gets the number of environment steps so far.
+    """
+
+    def __init__(self, call: Callable[[int], bool]) -> None:
+        super().__init__()
+        self.call = call
+
+    def _on_step(self) -> bool:
+        return self.call(self.num_timesteps)
+
+
 def act_of(model: Any) -> Act:
     """Return the deterministic policy of a trained model, its normaliser included and frozen."""
     normalizer = model.get_vec_normalize_env()
