@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": FOUNDATION | {"agents", "registry", "rollout", "vector"},
     "export": FOUNDATION | {"agents"},
     "deploy": set(),  # also a distribution of its own, on a robot without torch
-    "interop": FOUNDATION | {"agents", "envs", "registry", "rollout", "vector"},
+    "interop": FOUNDATION | {"agents", "envs", "registry", "rollout", "training", "vector"},
     "__init__": {"registry", "training"},
     "__main__": {"cli"},
 }
@@ -41,6 +41,9 @@ DEPLOY_NEEDS = {"numpy", "onnxruntime"}
 REVIEWED: dict[tuple[str, str], str] = {
     ("rlgym/vector/wire.py", "cloudpickle"): (
         "carries a callable from a parent to the worker processes that it started itself"
+    ),
+    ("rlgym/interop/sb3_normalize.py", "pickle"): (
+        "VecNormalize saves nothing else; only with --trust, for a file that the person names"
     ),
 }
 UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}

@@ -18,6 +18,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("rlgym.cli.evaluate", "score a trained policy over many episodes"),
     "play": ("rlgym.cli.play", "watch a policy (trained, zero or random) in a window"),
     "record": ("rlgym.cli.record", "film a policy to an mp4 or gif; needs no display"),
+    "import": (
+        "rlgym.cli.import_",
+        "turn a Stable-Baselines3 model into a run, running none of it",
+    ),
     "envs": ("rlgym.cli.envs", "list the worlds that can be trained, and what brings them"),
     "doctor": ("rlgym.cli.doctor", "check this machine, a world of your own, or a run"),
     "bench": ("rlgym.bench", "measure a promise of speed, learning or memory"),
