@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+from pathlib import Path
 
 import torch
 
@@ -62,3 +64,53 @@ def synchronize(device: torch.device) -> None:
 def pin(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Page-locked copy for fast transfers to a CUDA `device`; elsewhere the tensor itself."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on `device`; None when nobody says."""
+    if device.type != "cpu":
+        try:
+            return torch.accelerator.get_memory_info(device)[0]
+        except (RuntimeError, AttributeError, NotImplementedError):
+            return None
+    found = [size for size in (_available(), _left_to_container()) if size is not None]
+    return min(found, default=None)
+
+
+def _available() -> int | None:
+    """Bytes that the system can give without swapping (Linux), or all it has (other POSIX)."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        sizes = dict(line.split(":") for line in lines)
+        return int(sizes["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    if not hasattr(os, "sysconf"):
+        return None
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
+
+
+def _left_to_container() -> int | None:
+    """Bytes below a container's bound (cgroup v2, then v1); file caches do not count as used."""
+    for folder, limit, usage, cache in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+        (
+            "/sys/fs/cgroup/memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ):
+        try:
+            used = int(Path(folder, usage).read_text("ascii"))
+            caches = dict(
+                line.split() for line in Path(folder, "memory.stat").read_text("ascii").splitlines()
+            )
+            bound = int(Path(folder, limit).read_text("ascii"))  # "max" when there is none
+        except (OSError, ValueError):
+            continue
+        return max(bound - used + int(caches.get(cache, 0)), 0)
+    return None

@@ -1,0 +1,287 @@
+"""Experience that an off-policy learner draws from: n-step transitions, goals in hindsight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlgym.errors import StateError, UserError
+from rlgym.rollout.budget import ring_rows, row_bytes
+from rlgym.rollout.hindsight import ACHIEVED, DESIRED, Hindsight
+from rlgym.rollout.priorities import Prioritized
+from rlgym.rollout.ring import FINAL, OPEN, TERMINATED, Ring
+from rlgym.spaces import Layout, Tree
+
+
+@dataclass
+class Batch:
+    """Transitions drawn from a replay buffer; B of them."""
+
+    obs: Tree[Tensor]
+    """Tree of (B, ...), in the world's own types."""
+    actions: Tree[Tensor]
+    """Tree of (B, ...), as the critic takes them."""
+    rewards: Tensor
+    """(B,) sum of gamma^k reward over the steps to `next_obs`."""
+    next_obs: Tree[Tensor]
+    """Tree of (B, ...): what was seen after those steps."""
+    discounts: Tensor
+    """(B,) gamma^steps, 0 where the episode terminated on the way."""
+    weights: Tensor
+    """(B,) weight of each loss; 0 for a row that holds no transition. Divide by their sum."""
+    index: Tensor
+    """(B,) int64: the drawn rows, for `set_priorities`."""
+    mask: Tensor | None = None
+    """(B, M) bool, actions allowed in `obs`; None without masks."""
+    next_mask: Tensor | None = None
+    """(B, M) bool, the same in `next_obs`: all of them, where that is an episode's last."""
+
+
+class ReplayBuffer(Ring):
+    """The newest transitions of every slot, on the learner's device.
+
+    A final observation takes a row of its own, so episodes of L steps fill `capacity` rows with
+    capacity * L / (L + 1) transitions. All rows are drawn with equal chance; one that is no
+    transition gets weight 0.
+
+    Args:
+        capacity: rows over all slots, beside one open row per slot.
+        num_envs: N slots.
+        obs_layout: layout of the observations.
+        action_layout: layout of the stored actions.
+        device: where the rows live and batches are made.
+        gamma: discount per step.
+        n_step: rewards summed in one transition. A sum ends early with the episode, and at the
+            newest row.
+        mask_size: flags of an action mask; 0 without masks.
+        memory: GiB that the buffer may take; None = three quarters of what is free.
+        prioritized: draw by priority; None draws uniformly.
+        hindsight: replace goals; None leaves them. The reward function runs on the host.
+
+    Raises:
+        UserError: before anything is allocated, when it does not fit the memory; settings that
+            contradict the world.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        num_envs: int,
+        obs_layout: Layout,
+        action_layout: Layout,
+        device: torch.device | str = "cpu",
+        *,
+        gamma: float = 0.99,
+        n_step: int = 1,
+        mask_size: int = 0,
+        memory: float | None = None,
+        prioritized: Prioritized | None = None,
+        hindsight: Hindsight | None = None,
+    ) -> None:
+        if capacity < 1 or n_step < 1:
+            raise UserError(
+                f"a buffer of {capacity} transitions with n-step {n_step}: make both at least 1 "
+                "with --algo.buffer-size and --algo.n-step"
+            )
+        if hindsight is not None:
+            hindsight.check(obs_layout)
+        layouts = obs_layout, action_layout
+        super().__init__(
+            capacity,
+            num_envs,
+            *layouts,
+            device,
+            mask_size,
+            memory,
+            prioritized,
+            hindsight is not None,
+        )
+        self.gamma = gamma
+        self.n_step = n_step
+        self.hindsight = hindsight
+        self._obs_keys = [leaf.key for leaf in obs_layout.leaves]
+        self._action_keys = [leaf.key for leaf in action_layout.leaves]
+        flags = np.arange(OPEN + 1)
+        outcomes = np.stack((gamma * (flags & TERMINATED == 0), flags < FINAL))
+        self._outcomes = torch.from_numpy(outcomes.astype(np.float32)).to(self.device)
+        self._steps = torch.arange(n_step + 1, device=self.device)
+        self._gammas = gamma ** self._steps.float()
+        self._prepare()
+
+    @staticmethod
+    def bytes_needed(
+        capacity: int,
+        num_envs: int,
+        obs_layout: Layout,
+        action_layout: Layout,
+        mask_size: int = 0,
+        prioritized: bool = False,
+        hindsight: bool = False,
+    ) -> int:
+        """Bytes that a buffer of these settings takes on its device."""
+        row = row_bytes(obs_layout, action_layout, mask_size, prioritized, hindsight)
+        return ring_rows(capacity, num_envs) * num_envs * row
+
+    def mark_saved(self) -> None:
+        super().mark_saved()
+        self._prepare()
+
+    def _publish(self) -> None:
+        super()._publish()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Say how a number below the count of rows becomes a row: `(number + base) % num_rows`."""
+        counts = np.minimum(self._heads, self.num_rows - 1)
+        self._count = int(counts.sum())
+        self._oldest = int(self._heads[0] - counts[0]) % self.num_rows
+        if self.num_envs > 1 or self.hindsight is not None:
+            ends = counts.cumsum()
+            bases = self._heads - ends  # the slot's oldest row, less the rows of the slots before
+            table = torch.from_numpy(np.stack((ends, bases % self.num_rows, self._heads)))
+            self._ends, self._bases, self._newest = table.to(self.device).unbind(0)
+
+    def _draw(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Draw rows, each complete row of each slot with equal chance."""
+        index = torch.randint(
+            self._count, (batch_size,), generator=generator, device=generator.device
+        ).to(self.device)
+        if self.num_envs == 1:
+            return index.add_(self._oldest).remainder_(self.num_rows)
+        slots = torch.searchsorted(self._ends, index, right=True)
+        index += self._bases.index_select(0, slots)
+        return index.remainder_(self.num_rows).mul_(self.num_envs).add_(slots)
+
+    @torch.no_grad()
+    def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
+        """Draw a batch; nothing is read back from the device (hindsight's rewards apart).
+
+        Args:
+            batch_size: B.
+            generator: all the randomness there is, on the CPU or on the buffer's device.
+
+        Raises:
+            StateError: the buffer is empty.
+        """
+        if self._count == 0:
+            raise StateError("the replay buffer is empty: add a rollout before drawing from it")
+        importance = goals = None
+        if self._priorities is None:
+            index = self._draw(batch_size, generator)
+        else:
+            index, importance = self._priorities.draw(batch_size, generator)
+        flags = self._copies["flags"].index_select(0, index)
+        discounts, weights = self._outcomes.index_select(1, flags.int()).unbind(0)
+        if self.n_step == 1 and self.hindsight is None:
+            rewards = self._copies["rewards"].index_select(0, index)
+            following = (index + self.num_envs).remainder_(self._size)
+        else:
+            if self.hindsight is not None:
+                goals = self._goals(index, self.hindsight, generator)
+            rewards, discounts, following = self._walk(index, goals)
+        if importance is not None:
+            weights = weights * importance
+        obs, next_obs, masks = self._observations(index, following, batch_size)
+        if goals is not None:
+            chosen, desired = goals
+            for tree in (obs, next_obs):
+                tree[DESIRED] = torch.where(chosen, desired, tree[DESIRED])  # type: ignore[index]
+        actions = self._tree(
+            "actions", self._action_keys, lambda field: field.index_select(0, index)
+        )
+        return Batch(obs, actions, rewards, next_obs, discounts, weights, index, *masks)
+
+    def set_priorities(self, index: Tensor, errors: Tensor) -> None:
+        """Give drawn rows the priority of their new temporal-difference errors.
+
+        Args:
+            index: (B,) `Batch.index`.
+            errors: (B,) of either sign.
+        """
+        if self._priorities is not None:
+            self._priorities.update(index, errors)
+
+    def anneal(self, progress: float) -> None:
+        """Let the importance weights grow to full correction over a run (0 to 1)."""
+        if self._priorities is not None:
+            start = self._priorities.settings.importance
+            self._priorities.beta = start + (1.0 - start) * min(max(progress, 0.0), 1.0)
+
+    def _observations(
+        self, index: Tensor, following: Tensor, batch_size: int
+    ) -> tuple[Tree[Tensor], Tree[Tensor], tuple[Tensor | None, Tensor | None]]:
+        both = torch.cat((index, following))  # one gather instead of two
+        found = self._tree("obs", self._obs_keys, lambda field: field.index_select(0, both))
+        if isinstance(found, dict):
+            obs = {key: value[:batch_size] for key, value in found.items()}
+            next_obs = {key: value[batch_size:] for key, value in found.items()}
+        else:
+            obs, next_obs = found[:batch_size], found[batch_size:]
+        if "mask" not in self._fields:
+            return obs, next_obs, (None, None)
+        masks = self._fields["mask"].index_select(0, both)
+        return obs, next_obs, (masks[:batch_size], masks[batch_size:])
+
+    def _walk(
+        self, index: Tensor, goals: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum up to n rewards from each row on.
+
+        Returns:
+            Sums, discounts (B,) and the indices of the rows after the last summed one.
+        """
+        n = self.n_step
+        path = (index[:, None] + self.num_envs * self._steps[:n]).remainder_(self._size)
+        flags = self._copies["flags"][path]
+        # A step counts when the one before ended nothing and it is not the open row itself.
+        goes_on = ((flags[:, :-1] == 0) & (flags[:, 1:] < FINAL)).float().cumprod(1)
+        counts = torch.cat((torch.ones_like(goes_on[:, :1]), goes_on), 1) if n > 1 else None
+        rewards = self._copies["rewards"][path]
+        if goals is not None and self.hindsight is not None:
+            rewards = self._relabelled(path, rewards, goals, self.hindsight)
+        if counts is None:
+            steps, ended = torch.ones_like(index), (flags & TERMINATED)[:, 0]
+        else:
+            steps = counts.sum(1).long()
+            ended = ((flags & TERMINATED) * counts).sum(1)
+            rewards = rewards * counts
+        discounts = self._gammas.index_select(0, steps) * (1 - ended)
+        following = (index + self.num_envs * steps).remainder_(self._size)
+        return (rewards * self._gammas[:n]).sum(1), discounts, following
+
+    def _goals(
+        self, index: Tensor, hindsight: Hindsight, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Choose which rows get another goal, and one achieved later in their episode for each.
+
+        Returns:
+            (B, 1, ...) bool, True where relabelled, and the goals (B, *goal).
+        """
+        shape = (2, len(index))
+        noise = torch.rand(shape, generator=generator, device=generator.device).to(self.device)
+        left = self._copies["left"].index_select(0, index).long()
+        ahead = self._newest.index_select(0, index % self.num_envs) - index // self.num_envs
+        # an episode in progress reaches to the open row
+        left = torch.where(left > 0, left, ahead % self.num_rows).clamp_(min=1)
+        later = 1 + (noise[1] * left).long().clamp_(max=left - 1)
+        place = (index + self.num_envs * later).remainder_(self._size)
+        goals = self._fields[f"obs/{ACHIEVED}"].index_select(0, place)
+        return (noise[0] < hindsight.share).view(-1, *[1] * (goals.ndim - 1)), goals
+
+    def _relabelled(
+        self, path: Tensor, rewards: Tensor, goals: tuple[Tensor, Tensor], hindsight: Hindsight
+    ) -> Tensor:
+        """Rewards (B, n) of the rows `path` under the new goals."""
+        chosen, desired = goals
+        reached = self._fields[f"obs/{ACHIEVED}"][(path + self.num_envs).remainder_(self._size)]
+        found = hindsight.rewards(reached, desired)
+        return torch.where(chosen.view(-1, 1), found, rewards)
+
+    def _tree(self, prefix: str, keys: list[str], fn: Callable[[Tensor], Tensor]) -> Tree[Tensor]:
+        if keys == [""]:
+            return fn(self._fields[prefix])
+        return {key: fn(self._fields[f"{prefix}/{key}"]) for key in keys}
