@@ -19,8 +19,10 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-RESCUE_AFTER = 5.0
-"""Seconds after a signal at which the watcher saves, when the main thread does not react."""
+RESCUE_AFTER = 2.5
+"""Seconds after a signal at which the watcher saves, when the main thread does not react. It saves
+the same boundary as the main thread would, so haste costs nothing, and leaves time for a replay
+buffer."""
 EXIT_AFTER = 9.0
 """Seconds after a signal at which the process ends, whatever is still going on."""
 

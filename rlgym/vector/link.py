@@ -68,6 +68,7 @@ class Link:
         events: what the worker reported unasked: losses and errors.
         fresh: groups in which the loss of the process before this one is still to be delivered.
         ended: True when the process closed its pipe, which only its end does.
+        silent: True when it did not say in time what it was asked: closing does not wait for it.
         replies: socket that the process writes to; None where there are none (Windows).
         spinner: looks at that socket, when parent and workers have a core each.
     """
@@ -82,6 +83,7 @@ class Link:
         self.events: list[dict[str, Any]] = []
         self.fresh: set[int] = set()
         self.ended = False
+        self.silent = False
         self.replies: socket.socket | None = None
         self.spinner: wire.Spinner | None = None
         self._process: subprocess.Popen[Any] | None = None
@@ -388,7 +390,7 @@ class Crew:
             close = wire.pack({"op": "close", "id": -1})
             for link in links:
                 link.write(close, self.inbox, deadline)
-        while time.monotonic() < deadline and not all(link.ended for link in links):
+        while time.monotonic() < deadline and not all(link.ended or link.silent for link in links):
             self.inbox.pump(min(0.05, max(0.0, deadline - time.monotonic())))
         for link in links:
             link.kill(self.inbox)

@@ -307,7 +307,8 @@ class ProcessVectorEnv(VectorEnv):
         owing = self._wait(asked, self.timeout if timeout is None else timeout)
         records: list[Episode | None] = [None] * self.num_envs
         for link, identity in asked.items():
-            if link not in owing:
+            link.silent = link in owing
+            if not link.silent:
                 document, arrays = link.answers.pop(identity)
                 _raise(document.get("error"))
                 episodes = decode(arrays, len(link.slots), self.action_layout)
