@@ -56,3 +56,20 @@ def test_a_bad_gradient_or_a_hold_changes_nothing(bad, way, monkeypatch):
     adam.gather(gradients(net, x, y))
     adam.step(0.5, torch.tensor(False))
     assert not torch.equal(adam.flat, flat) and adam.steps == 1
+
+
+def test_without_a_bound_it_is_torchs_adam():
+    torch.manual_seed(0)
+    ours, theirs = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
+    theirs.load_state_dict(ours.state_dict())
+    flat = FlatAdam(ours.parameters(), 1e-2, eps=1e-8)
+    adam = torch.optim.Adam(theirs.parameters(), lr=1e-2)
+    for _ in range(5):
+        x = 100.0 * torch.randn(7, 5)
+        for net in (ours, theirs):
+            net.zero_grad(set_to_none=False)
+            net(x).square().sum().backward()
+        flat.step(None)
+        adam.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
