@@ -119,5 +119,5 @@ def test_a_copy_shares_nothing():
 def test_wrong_settings_name_the_fix():
     with pytest.raises(UserError, match="tanh, relu, elu, silu"):
         build("gelu")
-    with pytest.raises(UserError, match="--algo.num-critics"):
+    with pytest.raises(UserError, match=r"--algo\.num-critics"):
         build(members=0)

@@ -1,6 +1,7 @@
 """SAC's policy acts in every space, within bounds and masks, and refuses what does not fit."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,7 +189,7 @@ def test_only_the_critics_see_what_is_privileged():
     obs_space = spaces.Dict({"seen": OBS, "privileged": OBS})
     policy = build(ARM, obs_space)
     generator = torch.Generator().manual_seed(0)
-    obs = observations(policy.obs_layout, 5, generator)
+    obs: Any = observations(policy.obs_layout, 5, generator)
     other = {**obs, "privileged": obs["privileged"] + 1.0}
     assert torch.equal(policy.act(obs)[0], policy.act(other)[0])
     action = torch.zeros(5, 3)
