@@ -39,7 +39,7 @@ DEPLOY_NEEDS = {"numpy", "onnxruntime"}
 
 # What a module may import or call although UNSAFE_* names it: (path, name) -> the reason.
 REVIEWED: dict[tuple[str, str], str] = {
-    ("rlgym/vector/wire.py", "cloudpickle"): (
+    ("rlgym/vector/workers/wire.py", "cloudpickle"): (
         "carries a callable from a parent to the worker processes that it started itself"
     ),
     ("rlgym/interop/sb3_normalize.py", "pickle"): (

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlgym.errors import UserError
 from rlgym.training.logging import METRICS_FILE
-from rlgym.vector.trial import Finding
+from rlgym.vector.check.trial import Finding
 
 KL_HIGH = 0.05
 """Mean approximate KL of an update beyond which PPO's bound no longer says much."""

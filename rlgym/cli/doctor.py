@@ -25,7 +25,7 @@ from rlgym.cli.diagnosis import advice, diagnose, read_crash, read_metrics, seri
 from rlgym.cli.runs import is_run
 from rlgym.errors import UserError, WorldError
 from rlgym.training.folder import CRASHES
-from rlgym.vector.trial import Finding
+from rlgym.vector.check.trial import Finding
 
 DISTRIBUTION = "rlgym-lab"
 COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -225,7 +225,7 @@ def answer(question: str) -> None:
     """Test the world that `question` names and write what was found to its answer file."""
     asked = json.loads(question)
     from rlgym.registry import WorldSpec, choose_backend
-    from rlgym.vector.conformance import check
+    from rlgym.vector.check.conformance import check
 
     spec = WorldSpec(asked["world"], asked["kwargs"])
     told: dict[str, Any]

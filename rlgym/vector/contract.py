@@ -454,8 +454,8 @@ def check_counts(num_envs: int, num_groups: int) -> None:
 
 
 def check(env: Any, **kwargs: Any) -> Any:
-    """Test the contract on an env, a factory or an id; see `rlgym.vector.conformance`."""
-    from rlgym.vector.conformance import check as run  # heavy, and not needed to train
+    """Test the contract on an env, a factory or an id; see `rlgym.vector.check.conformance`."""
+    from rlgym.vector.check.conformance import check as run  # heavy, and not needed to train
 
     return run(env, **kwargs)
 

@@ -21,14 +21,14 @@ import numpy as np
 from rlgym import errors
 from rlgym.errors import ContractError, UserError, WorldError
 from rlgym.spaces import Layout, map_tree, tree_items
-from rlgym.vector import wire
 from rlgym.vector.arrays import StepArrays
 from rlgym.vector.contract import VectorEnv, check_counts
 from rlgym.vector.crash import default_folder, write_report
-from rlgym.vector.link import Crew, Link, default_workers, shares
 from rlgym.vector.slot import Episode, fresh_seed
 from rlgym.vector.snapshot import decode, encode
-from rlgym.vector.worker import plan, traits_from_document
+from rlgym.vector.workers import wire
+from rlgym.vector.workers.link import Crew, Link, default_workers, shares
+from rlgym.vector.workers.worker import plan, traits_from_document
 
 LONGEST_TIMEOUT = 1e6
 """Seconds; what is longer, or infinite, the operating system's clocks cannot count."""

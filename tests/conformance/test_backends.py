@@ -5,7 +5,7 @@ from hypothesis import given, settings
 
 import rlgym
 from rlgym.vector import contract
-from rlgym.vector.conformance import check
+from rlgym.vector.check.conformance import check
 from rlgym.vector.guard import NaNGuard
 from rlgym.vector.sync import SyncVectorEnv
 from rlgym.vector.wrappers import ClipReward, FrameStack, RewardNormalize, RewardScale

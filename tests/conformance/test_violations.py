@@ -14,7 +14,7 @@ from rlgym.envs.toy.counter import Counter
 from rlgym.envs.toy.masked import Masked
 from rlgym.errors import ContractError, WorldError
 from rlgym.registry import WorldSpec
-from rlgym.vector.conformance import check
+from rlgym.vector.check.conformance import check
 from rlgym.vector.sync import SyncVectorEnv
 
 

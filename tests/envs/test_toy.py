@@ -10,7 +10,7 @@ from rlgym.envs.toy.counter import Counter
 from rlgym.envs.toy.faults import FAULTS, LIES, Faulty, Liar
 from rlgym.envs.toy.masked import Masked
 from rlgym.envs.toy.truncation import TruncationTrap
-from rlgym.vector.world_check import check_world
+from rlgym.vector.check.world_check import check_world
 
 SOLVABLE = [name for name, (entry, *_) in toy.WORLDS.items() if not entry.startswith("faults")]
 

@@ -12,7 +12,7 @@ import rlgym
 from rlgym.envs.toy.counter import Counter
 from rlgym.errors import ContractError, SpaceError
 from rlgym.interop.sb3 import from_sb3, to_sb3
-from rlgym.vector.conformance import check
+from rlgym.vector.check.conformance import check
 from rlgym.vector.wrappers import FrameStack
 
 

@@ -21,9 +21,9 @@ import rlgym
 from rlgym.envs.toy.counter import Counter
 from rlgym.errors import ContractError, SpaceError, StateError, WorldError
 from rlgym.spaces import tree_items
-from rlgym.vector import link as link_module
-from rlgym.vector.link import ThreadInbox, shares
 from rlgym.vector.process import ProcessVectorEnv
+from rlgym.vector.workers import link as link_module
+from rlgym.vector.workers.link import ThreadInbox, shares
 from tests.vector.worlds import Talker
 
 ROOT = Path(rlgym.__file__).resolve().parents[1]

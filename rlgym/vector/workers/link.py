@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 from rlgym.errors import WorldError
-from rlgym.vector import wire
-from rlgym.vector.slab import Slab, anonymous_file
+from rlgym.vector.workers import wire
+from rlgym.vector.workers.slab import Slab, anonymous_file
 
 # Takes the pipes out of reach before anything is imported: what a world, or a library that it
 # imports, prints or reads must not end up among the commands.
@@ -41,7 +41,7 @@ try:
 except OSError:
     os.dup2(null, 1)
 sys.path[:] = config["path"]
-from rlgym.vector.worker import main
+from rlgym.vector.workers.worker import main
 main(config)
 """
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")

@@ -12,11 +12,11 @@ from typing import Any
 import gymnasium
 
 from rlgym.errors import ContractError, WorldError
+from rlgym.vector.check.rules import RULES, RULES_OF_A_FRESH_ENV, RULES_THAT_CLOSE
+from rlgym.vector.check.trial import Finding, Severity, Trial
+from rlgym.vector.check.world_check import check_world
 from rlgym.vector.contract import VectorEnv
-from rlgym.vector.rules import RULES, RULES_OF_A_FRESH_ENV, RULES_THAT_CLOSE
 from rlgym.vector.sync import SyncVectorEnv
-from rlgym.vector.trial import Finding, Severity, Trial
-from rlgym.vector.world_check import check_world
 
 __all__ = ["Finding", "check"]
 

@@ -13,8 +13,8 @@ import numpy as np
 from rlgym.errors import SpaceError, UserError, WorldError
 from rlgym.spaces import Layout, tree_items
 from rlgym.vector.arrays import StepArrays
+from rlgym.vector.check.trial import Finding, Found, sample_action
 from rlgym.vector.slot import Slot, inspect_world, step_slots
-from rlgym.vector.trial import Finding, Found, sample_action
 
 LARGE = 50.0
 """An unbounded observation beyond this is worth normalising."""

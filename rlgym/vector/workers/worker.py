@@ -25,11 +25,11 @@ import numpy as np
 from rlgym.errors import UserError, WorldError
 from rlgym.space_json import space_from_json, space_to_json
 from rlgym.spaces import Layout
-from rlgym.vector import slab, wire
 from rlgym.vector.arrays import StepArrays
 from rlgym.vector.crash import episode_facts
 from rlgym.vector.slot import Loss, Slot, WorldTraits, inspect_world, step_slots
 from rlgym.vector.snapshot import decode, encode
+from rlgym.vector.workers import slab, wire
 
 Arrays = dict[str, np.ndarray]
 

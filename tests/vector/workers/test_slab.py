@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlgym.vector.slab import CACHE_LINE, Slab, attach, lay_out
+from rlgym.vector.workers.slab import CACHE_LINE, Slab, attach, lay_out
 
 PLAN = {
     "obs:": ((3, 5), np.dtype(np.float32)),
@@ -48,7 +48,7 @@ def test_a_child_writes_through_the_descriptor_it_inherits() -> None:
     slab = Slab()
     mine = slab.allocate(PLAN)
     code = (
-        "import sys, numpy as np; from rlgym.vector.slab import attach\n"
+        "import sys, numpy as np; from rlgym.vector.workers.slab import attach\n"
         "plan = {'obs:': ((3, 5), np.dtype('f4'))}\n"
         "attach(sys.argv[1], plan)['obs:'][:] = 3"
     )

@@ -11,14 +11,13 @@ import torch
 
 from rlgym.errors import StateError, UserError
 from rlgym.spaces import Tree, map_tree, tree_items
-from rlgym.vector.contract import VectorEnv
-from rlgym.vector.rules_of_output import (
+from rlgym.vector.check.rules_of_output import (
     STATISTICS,
     rule_attributes,
     rule_groups,
     rule_outputs,
 )
-from rlgym.vector.trial import (
+from rlgym.vector.check.trial import (
     Found,
     Frame,
     Trial,
@@ -28,6 +27,7 @@ from rlgym.vector.trial import (
     same,
     to_frame,
 )
+from rlgym.vector.contract import VectorEnv
 
 
 # ---------------------------------------------------------------------- a fresh env

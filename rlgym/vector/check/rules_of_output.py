@@ -10,8 +10,8 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from rlgym.spaces import Layout, tree_items
+from rlgym.vector.check.trial import Found, Trial
 from rlgym.vector.contract import VectorEnv
-from rlgym.vector.trial import Found, Trial
 
 HEALTH = ("restarts", "timeouts", "lost_slots", "world_errors", "unreplayed")
 STATISTICS: dict[str, type] = {"episode_return": np.float32, "episode_length": np.int64}
