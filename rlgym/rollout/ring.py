@@ -373,6 +373,11 @@ class Ring:
         self._saved = self._heads.copy()
         self._dirty = False
 
+    def mark_unsaved(self) -> None:
+        """Count nothing as saved: a file of what was is lost."""
+        self._saved = np.zeros_like(self._heads)
+        self._dirty = True
+
     def holds(self, header: dict[str, Tensor]) -> bool:
         """Tell whether a segment is still needed.
 
@@ -463,6 +468,8 @@ class Ring:
                     f"the saved replay buffer holds {before} values of '{name}', this world has "
                     f"{now}: resume with the world and wrappers of the run, or start a new one"
                 )
+        if heads.shape != self._heads.shape or heads.dtype != np.int64 or (heads < 0).any():
+            raise CheckpointError("this is not the state of a replay buffer")
         if self._priorities is not None:
             if "priorities" not in state:
                 raise CheckpointError(

@@ -15,6 +15,8 @@ overwritten in the ring are left out, and vanish with the last checkpoint that n
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,6 +34,8 @@ run, and how many rows follow."""
 _STATE = "replay.safetensors"
 _TAIL = "replay-tail.safetensors"
 _SEGMENT = re.compile(r"replay-(\d{9})\.safetensors")
+_NONSENSE = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What numbers cause that no run saves, in a file that its manifest vouches for."""
 
 
 class Replay(Protocol):
@@ -48,6 +52,10 @@ class Replay(Protocol):
 
     def mark_saved(self) -> None:
         """Count everything that is in the ring as saved."""
+        ...
+
+    def mark_unsaved(self) -> None:
+        """Count nothing as saved."""
         ...
 
     def load_segment(self, tensors: dict[str, Tensor]) -> None:
@@ -81,20 +89,24 @@ class ReplayStore:
 
     Args:
         replay: the buffer.
+        report: called with a line when segments are gone that older checkpoints held.
     """
 
-    def __init__(self, replay: Replay) -> None:
+    def __init__(self, replay: Replay, report: Callable[[str], None] | None = None) -> None:
         self._replay = replay
+        self._report = report or (lambda line: print(line, file=sys.stderr))
         self._segments: dict[str, _Segment] = {}
         self._written: tuple[str, dict[str, Tensor]] | None = None
 
     def segments(self) -> tuple[dict[str, Linked], dict[str, dict[str, Tensor]]]:
         """Return the files to link and the tensors to write, for `checkpoint.save`."""
-        links = {
-            name: segment.file
-            for name, segment in self._segments.items()
-            if self._replay.holds(segment.header)
-        }
+        held = {n: s for n, s in self._segments.items() if self._replay.holds(s.header)}
+        lost = [segment.file.path for segment in held.values() if not segment.file.whole]
+        if lost:  # somebody deleted the checkpoint; the rows are all here still
+            self._report(f"warning: {lost[0]} is gone or cut short: writing the whole buffer anew")
+            self._replay.mark_unsaved()
+            held = {}
+        links = {name: segment.file for name, segment in held.items()}
         tensors = {_STATE: self._replay.state()}
         self._written = None
         size = self._replay.unsaved_bytes
@@ -121,19 +133,36 @@ class ReplayStore:
         """Fill the buffer from a checkpoint, one segment at a time, oldest first.
 
         Raises:
-            CheckpointError: it holds no buffer, or that of another world or another size.
+            CheckpointError: it holds no buffer, one that is damaged, or that of another world or
+                another size.
         """
         if _STATE not in checkpoint.files:
             raise CheckpointError(f"{checkpoint.path} holds no replay buffer: start a new run")
-        self._replay.load_state(checkpoint.tensors(_STATE))
         self._segments = {}
-        for name in sorted(filter(_SEGMENT.fullmatch, checkpoint.files)):
-            self._segments[name] = self._load(checkpoint, name)
-        if _TAIL in checkpoint.files:  # it never changes any more: a segment like the others
-            self._segments[self._next_name()] = self._load(checkpoint, _TAIL)
-        self._replay.mark_saved()
+        try:
+            self._replay.load_state(checkpoint.tensors(_STATE))
+            for name in sorted(filter(_SEGMENT.fullmatch, checkpoint.files)):
+                self._segments[name] = self._load(checkpoint, name)
+            if _TAIL in checkpoint.files:  # it never changes any more: a segment like the others
+                self._segments[self._next_name()] = self._load(checkpoint, _TAIL)
+            self._replay.mark_saved()
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error}") from None
+        except (
+            ArithmeticError,
+            LookupError,
+            MemoryError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as e:
+            # numbers that no run saves, in a file whose hash is right all the same
+            raise CheckpointError(
+                f"{checkpoint.path} holds no replay buffer that a run saved ({e!r:.100})"
+            ) from None
 
     def _load(self, checkpoint: Checkpoint, name: str) -> _Segment:
+        """Put one segment back; its rows are in memory twice until this returns."""
         tensors = checkpoint.tensors(name)
         self._replay.load_segment(tensors)
         return _Segment(checkpoint.linked(name), _header(tensors))
