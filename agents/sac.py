@@ -99,7 +99,7 @@ class SAC:
                     replay.set_priorities(batch.index, torch.where(error < torch.inf, error, 0.0))
             for name, value in metrics.items():
                 seen.setdefault(name, []).append(value)
-        metrics = {f"train/{name}": torch.stack(values).mean() for name, values in seen.items()}
+        metrics = {f"train/{name}": _mean(values) for name, values in seen.items()}
         metrics["train/learning_rate"] = self.actor_optimizer.learning_rate.clone()
         metrics["train/n_updates"] = torch.tensor(self.updates)
         metrics["health/skipped_updates"] = due - (self._steps_taken() - before)
@@ -124,9 +124,8 @@ class SAC:
             metrics["ent_coef_loss"] = self._temperature_step(log_probs, batch)
         q, error = way.critic_gradient(temperature)
         self.critic_optimizer.step(cfg.max_grad_norm)
-        share = batch.weights / batch.weights.sum().clamp(min=1e-8)
-        metrics["critic_loss"] = 0.5 * torch.mv(error.square(), share).sum()
-        metrics["q_mean"] = torch.mv(q, share).mean()
+        metrics["critic_loss"] = 0.5 * torch.mv(error.square(), way.share).sum()
+        metrics["q_mean"] = torch.mv(q, way.share).mean()
         if with_actor:
             metrics["actor_loss"] = way.actor_gradient(temperature)
             self.actor_optimizer.step(cfg.max_grad_norm)
@@ -199,6 +198,12 @@ class SAC:
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
         self.updates = int(state["n_updates"])
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    # small operations count where one call is one step; a copy can be written to, unlike a tensor
+    # that was made in inference mode
+    return values[0].clone() if len(values) == 1 else torch.stack(values).mean()
 
 
 def _check(policy: SoftPolicy, cfg: SACConfig) -> None:

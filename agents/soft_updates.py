@@ -1,6 +1,7 @@
 """The gradients of one SAC step, in two ways: through autograd, and written out.
 
-Both have the same three parts, called in this order, with an optimiser's step after each:
+Both have the same three parts, called in this order, with an optimiser's step after each; `share`
+(B,) is each row's part of a mean:
 
     log_probs = way.begin(batch, noises, with_actor)    the actor, on both observations
     q, error = way.critic_gradient(temperature)
@@ -47,6 +48,7 @@ class Autograd:
         """
         policy, rows = self.policy, len(batch.rewards)
         self.batch = batch
+        self.share = batch.weights / batch.weights.sum().clamp(min=1e-8)
         self.inputs = policy.preparation(batch.obs)
         self.next_inputs = policy.preparation(batch.next_obs)
         with torch.no_grad():
@@ -131,7 +133,8 @@ class WrittenOut:
     def _critic_inputs(self, now: dict[str, Tensor], later: dict[str, Tensor]) -> Any:
         """Arrays (B, features + D) for both observations; the actions are filled in later."""
         x = now["vector"]
-        key = (len(x), x.device, x.dtype)
+        # arrays made in inference mode can only be written there
+        key = (len(x), x.device, x.dtype, torch.is_inference_mode_enabled())
         if key not in self._kept:
             shape = (len(x), self.features + self.size)
             self._kept = {key: (x.new_empty(shape), x.new_empty(shape))}
