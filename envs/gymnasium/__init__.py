@@ -81,12 +81,13 @@ def _import(module: str) -> None:
     except ModuleNotFoundError as problem:
         if problem.name != module.partition(".")[0]:
             raise WorldError(f"importing {module} failed: {problem}") from problem
-        extra = _EXTRAS.get(module)
-        fix = (
-            f'pip install "rlgym-lab[{extra}]"'
-            if extra
-            else f"pip install {module.replace('_', '-')}"
-        )
+        extra, package = _EXTRAS.get(module), module.replace("_", "-")
+        if extra:
+            fix = f'pip install "rlgym-lab[{extra}]"'
+        elif package in PACKAGES.values() or module in PACKAGES.values():
+            fix = f"pip install {package}"
+        else:  # it would be somebody else's package that the index has under a name of one's own
+            fix = "call from the folder that holds it, or install what brings it"
         raise MissingExtraError(f"module {module!r} is not installed: {fix}") from None
 
 

@@ -79,4 +79,12 @@ def _call(verb: str, argv: list[str]) -> int:
         close = difflib.get_close_matches(verb, VERBS, 1)
         hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(VERBS)}"
         raise UserError(f"there is no verb '{verb}': {hint}")
+    if "--trust" in argv or any(map(_names_own_module, argv)):
+        sys.path.append(os.getcwd())  # last: what is installed cannot be replaced from here
     return importlib.import_module(VERBS[verb][0]).run(argv)
+
+
+def _names_own_module(word: str) -> bool:
+    """Whether `module:id` means a module that lies in the folder from which we were called."""
+    module = word.rpartition(":")[0].partition(".")[0]
+    return bool(module) and (os.path.isfile(f"{module}.py") or os.path.isdir(module))

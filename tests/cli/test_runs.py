@@ -55,6 +55,26 @@ def test_training_says_where_it_is_and_what_came_of_it(trained):
     }
 
 
+def test_a_world_of_a_module_in_the_working_folder(tmp_path):
+    (tmp_path / "my_lab.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Own-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    (tmp_path / "yaml.py").write_text("raise SystemExit('taken from the working folder')\n")
+
+    def call(*words):  # -P: as the installed command, whose path does not begin with this folder
+        command = [sys.executable, "-P", "-m", "rlgym", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+
+    steps = ("--total-steps", "256", "--run-dir", "run", "--num-workers", "1")
+    done = call("train", "my_lab:Own-v0", *SMALL, "--backend", "process", *steps)
+    assert done.returncode == 0, done.stderr
+    assert call("eval", "run", "--episodes", "1").returncode == 2
+    done = call("eval", "run", "--episodes", "1", "--trust")
+    assert done.returncode == 0, done.stderr
+    assert "call from the folder that holds it" in call("train", "your_lab:Own-v0").stderr
+
+
 def test_training_writes_only_names_that_are_listed(trained):
     lines = read_metrics(trained[0])
     names = {name for line in lines for name in line} - {"step", "time"}
