@@ -116,6 +116,9 @@ class HostCollector:
             None if buffer.all_masks is None else buffer.all_masks[:, rows].unbind(0)
             for rows in self._groups
         ]
+        kept = [tensor for _, tensor in tree_items(buffer.all_obs)]
+        kept += [] if buffer.all_masks is None else [buffer.all_masks]
+        self._ends = [(tensor[0], tensor[-1]) for tensor in kept]
         self._terms = {
             name: np.zeros((T, env.num_envs), np.float32) for name in env.reward_term_names
         }
@@ -221,12 +224,12 @@ class HostCollector:
     def _carry_over(self) -> None:
         """Begin where the last rollout ended."""
         buffer = self.buffer
-        map_tree(lambda tensor: tensor[0].copy_(tensor[-1]), buffer.all_obs)
-        if buffer.all_masks is not None:
-            buffer.all_masks[0].copy_(buffer.all_masks[-1])
+        for first, last in self._ends:
+            first.copy_(last)
         starts = buffer.host["episode_start"]
         starts[0] = starts[-1]
-        buffer.bootstrap.zero_()
+        if not buffer.keep_finals:
+            buffer.bootstrap.zero_()
         if self._state is not None:
             map_tree(lambda target, now: target.copy_(now), buffer.initial_state, self._state)
         self._cuts.clear()

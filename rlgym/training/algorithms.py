@@ -10,21 +10,22 @@ import torch
 
 from rlgym.agents.policy import ActorCritic
 from rlgym.agents.ppo import PPO
+from rlgym.agents.sac import SAC
+from rlgym.agents.soft_policy import SoftPolicy
 from rlgym.config import NetworkConfig, PPOConfig, SACConfig, TrainConfig, WrapperConfig
 from rlgym.errors import CheckpointError, ConfigError, UserError
 from rlgym.registry import WorldFactory, make
 from rlgym.rollout.buffer import RolloutBuffer
+from rlgym.rollout.demonstrations import load as load_demonstrations
 from rlgym.rollout.hindsight import ComputeReward, Hindsight
 from rlgym.rollout.priorities import Prioritized
+from rlgym.rollout.replay import ReplayBuffer
 from rlgym.settings import suggest
 from rlgym.spaces import Layout
 from rlgym.training import off_policy, on_policy
 from rlgym.vector.contract import VectorEnv
 
 if TYPE_CHECKING:
-    from rlgym.agents.sac import SAC
-    from rlgym.agents.soft_policy import SoftPolicy
-    from rlgym.rollout.replay import ReplayBuffer
     from rlgym.training.session import Run
 
 
@@ -88,8 +89,6 @@ class OffPolicy:
         self, obs: Layout, actions: Layout, cfg: NetworkConfig, seed: int, network: Any = None
     ) -> SoftPolicy:
         """Build from settings, around the user's own network, or take the user's policy."""
-        from rlgym.agents.soft_policy import SoftPolicy
-
         if isinstance(network, SoftPolicy):
             return network
         critics = {"num_critics": self.algo.num_critics, "layer_norm": self.algo.layer_norm}
@@ -102,8 +101,6 @@ class OffPolicy:
 
     def learner(self, policy: Any, total_steps: int, hooks: list[Any]) -> SAC:
         """Build what changes the policy."""
-        from rlgym.agents.sac import SAC
-
         return SAC(policy, self.algo, total_steps)
 
     def buffer(self, env: VectorEnv, policy: Any, device: torch.device) -> RolloutBuffer:
@@ -124,8 +121,6 @@ class OffPolicy:
         Raises:
             UserError: it does not fit into the memory, or the world has no goals for hindsight.
         """
-        from rlgym.rollout.replay import ReplayBuffer
-
         algo, hindsight, prioritized = self.algo, None, None
         if algo.hindsight:
             hindsight = Hindsight(algo.hindsight, goal_reward(config, world))
@@ -151,8 +146,6 @@ class OffPolicy:
         Raises:
             UserError: their file does not fit the world.
         """
-        from rlgym.rollout.demonstrations import load as load_demonstrations
-
         if self.algo.demonstrations is not None and run.replay is not None:
             layouts = run.env.obs_layout, run.env.action_layout
             found = load_demonstrations(self.algo.demonstrations, *layouts)

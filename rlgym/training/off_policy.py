@@ -18,9 +18,8 @@ TURN = 16
 def learn(run: Run) -> None:
     """Train until there is a reason to stop; `run.stopped` then says which.
 
-    Gradient steps that are due (`state.owed`) are taken before the worlds' next step, or with
-    `algo.overlap` while the worlds take it, from what was stored before that. Either way nothing is
-    pending at an iteration's end: a boundary, as in the on-policy loop.
+    Gradient steps that are due (`state.owed`) are taken before the worlds' next step, or while they
+    take it with `algo.overlap`. Nothing is pending at an iteration's end: a boundary, as with PPO.
 
     Raises:
         Interrupted: a signal came while worlds were stepping; the step is dropped (with
@@ -61,7 +60,8 @@ def learn(run: Run) -> None:
         replay.add(run.buffer)
         run.policy.update_normalizer(run.buffer)
         run.stop_if(run.call_hooks("on_rollout", run.buffer))
-        run.mark()
+        if algo.overlap or not state.owed:
+            run.mark()
     run.finish()
 
 
@@ -71,9 +71,9 @@ def _learn_what_is_due(run: Run, interval: Interval, may_stop: bool) -> None:
     run.replay.anneal(progress)
     while state.owed:
         begin, count = perf_counter(), min(state.owed, TURN)
+        state.owed -= count  # first: an update that breaks off leaves no boundary behind it
         metrics = run.learner.update(run.replay, count, progress, run.shuffle)
         interval.learned(metrics, perf_counter() - begin)
-        state.owed -= count
         if may_stop:
             run.mark()
             with run.signals.interruptible():
