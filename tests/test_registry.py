@@ -29,7 +29,7 @@ def test_unknown_id_names_the_nearest_and_the_package(name: str, hint: str) -> N
 
 
 def test_missing_module_says_what_to_install() -> None:
-    with pytest.raises(MissingExtraError, match="pip install no-such-package"):
+    with pytest.raises(MissingExtraError, match="folder that holds it, or install what brings it"):
         rlgym.make("no_such_package:World-v0")
 
 
