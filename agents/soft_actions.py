@@ -97,7 +97,7 @@ class _BoxPart:
     def to_world(self, stored: Tensor) -> Tensor:
         bounds = self.distribution.bounds
         # rounding may overshoot, hence the clamp
-        world = bounds.low + (stored + 1.0) * (0.5 * (bounds.high - bounds.low))
+        world = torch.lerp(bounds.low, bounds.high, 0.5 * stored + 0.5)
         return torch.clamp(world, bounds.low, bounds.high)
 
     def to_stored(self, world: Tensor) -> Tensor:
@@ -194,6 +194,8 @@ class SoftActions:
 
     def sample(self, params: Tensor, noise: Tensor, mask: Tensor | None) -> Tree[Tensor]:
         """Stored actions (B, *shape); noise (B, noise_size) as the distribution's `noise` gives."""
+        if self.layout.single:
+            return self.parts[0].sample(params, noise, mask)
         noises = noise.split([part.distribution.noise_size for part in self.parts], -1)
         split = self._split(params, mask)
         return self._tree(
@@ -209,6 +211,8 @@ class SoftActions:
 
     def random(self, noise: Tensor, mask: Tensor | None) -> Tree[Tensor]:
         """Uniformly random stored actions from the same noise."""
+        if self.layout.single:
+            return self.parts[0].random(noise, mask)
         noises = noise.split([part.distribution.noise_size for part in self.parts], -1)
         split = zip(self.parts, noises, self._masks(mask), strict=True)
         return self._tree([part.random(drawn, flags) for part, drawn, flags in split])
