@@ -50,6 +50,8 @@ class Options:
 def run(argv: list[str]) -> int:
     """Import and say where the run is."""
     wanted = parse(Options, argv, "rlgym import", ("library", "model"))
+    if wanted.library != "sb3":
+        raise UserError(f"'{wanted.library}' is not known: rlgym import sb3 MODEL.zip")
     if wanted.frame_stack < 1:
         raise UserError("--frame-stack must be at least 1")
     from rlgym.interop import sb3_models

@@ -356,6 +356,8 @@ def _save_run(loaded: LoadedPolicy, folder: Path) -> None:
     try:
         run.policy.load_state_dict(loaded.policy.state_dict())
         run.state.env_steps = run.state.evaluated_at = loaded.step
+        if run.replay is not None:
+            run.replay.mark_unsaved()  # an empty buffer is saved too, so that resume finds one
         run.mark()
         run.save()
     finally:
