@@ -319,9 +319,10 @@ def _network(archive: Archive, kind: Kind, statistics: Statistics | None) -> Net
         else:
             known = name in _HARMLESS
         if not known:
+            what = f"{name[:40]}={short(value)}"
             raise CheckpointError(
-                f"{archive.path} was built with {name}={short(value)} in policy_kwargs, and ours "
-                "has no such network: train it without"
+                f"{archive.path} was built with {what} in policy_kwargs, and ours has no such "
+                "network: train it without"
             )
     log_std = archive.parameters.get("log_std", archive.parameters.get("actor.log_std"))
     gsde = log_std is not None and log_std.dim() == 2
