@@ -22,7 +22,7 @@ def row_bytes(
     obs_layout: Layout, action_layout: Layout, mask_size: int, prioritized: bool, hindsight: bool
 ) -> int:
     """Bytes of one row, its reward and flags included."""
-    values = obs_layout.nbytes() + action_layout.nbytes() + mask_size + 5
+    values = obs_layout.nbytes() + action_layout.nbytes() + mask_size + 8
     return values + 5 * prioritized + 4 * hindsight
 
 

@@ -48,7 +48,7 @@ class Demonstrations:
     rewards: np.ndarray
     """(K,) float32."""
     flags: np.ndarray
-    """(K,) uint8, as in `rlgym.rollout.ring`."""
+    """(K,) int32, as in `rlgym.rollout.ring`."""
     stored: bool = False
     """The actions are as the critic takes them already."""
     mask: Tensor | None = None
@@ -151,7 +151,8 @@ def save(
     }
     tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in given.items()}
     if path.suffix == ".npz":
-        np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+        arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        np.savez(path, **arrays)
     else:
         safetensors.torch.save_file({k: v.clone() for k, v in tensors.items()}, path)
 
@@ -214,14 +215,14 @@ def _rows(
     """Insert a row for the last observation after each episode's end."""
     terminated, truncated = terminated.copy(), truncated.copy()
     truncated[-1] |= not terminated[-1]
-    flags = terminated * np.uint8(TERMINATED) | truncated * np.uint8(TRUNCATED)
+    flags = terminated * np.int32(TERMINATED) | truncated * np.int32(TRUNCATED)
     ends = np.flatnonzero(flags)
     if next_obs is None:
         # What follows a cut is unknown: the cut step becomes the final row of the step before it.
         # After a termination nothing is asked, so any observation will do; it is its own.
         cut = ends[~terminated[ends]]
         first = np.append(0, ends[:-1] + 1)[~terminated[ends]]
-        flags[cut[cut > first] - 1] |= np.uint8(TRUNCATED)
+        flags[cut[cut > first] - 1] |= TRUNCATED
         flags[cut] = FINAL
         ends = ends[terminated[ends]]
         alone = cut[cut == first]  # an episode of one cut step says nothing
@@ -245,7 +246,7 @@ def _rows(
         found = _map(observed, obs)
     else:
         found = _map(observed, obs, next_obs)
-    out = np.where(is_final, np.uint8(FINAL), flags[source])
+    out = np.where(is_final, np.int32(FINAL), flags[source])
     quiet = np.where(out == FINAL, np.float32(0), rewards[source])
     return Demonstrations(found, _map(lambda a: a[picked], actions), quiet, out)
 
@@ -280,7 +281,7 @@ def _from_run(folder: Path, obs_layout: Layout, action_layout: Layout) -> Demons
     # What was open at the end is the last observation of an episode that was cut there.
     opened = np.flatnonzero(flags == OPEN)
     before = opened[(opened > 0)] - 1
-    flags[before[flags[before] == 0]] |= np.uint8(TRUNCATED)
+    flags[before[flags[before] == 0]] |= TRUNCATED
     flags[opened] = FINAL
     # A final row that follows another, or none, ends nothing.
     empty = (flags == FINAL) & np.append(True, flags[:-1] == FINAL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,14 @@ from torch import Tensor
 
 from rlgym.errors import StateError, UserError
 from rlgym.rollout.budget import ring_rows, row_bytes
+from rlgym.rollout.demonstrations import Demonstrations
 from rlgym.rollout.hindsight import ACHIEVED, DESIRED, Hindsight
 from rlgym.rollout.priorities import Prioritized
-from rlgym.rollout.ring import FINAL, OPEN, TERMINATED, Ring
+from rlgym.rollout.ring import FINAL, OPEN, TERMINATED, Ring, named
 from rlgym.spaces import Layout, Tree
+
+EVEN = 0.9
+"""Share of drawn rows that must hold something; below it, those that do are listed."""
 
 
 @dataclass
@@ -126,6 +131,47 @@ class ReplayBuffer(Ring):
         row = row_bytes(obs_layout, action_layout, mask_size, prioritized, hindsight)
         return ring_rows(capacity, num_envs) * num_envs * row
 
+    def add_demonstrations(
+        self, demonstrations: Demonstrations, scale_action: Callable[[Any], Any] | None = None
+    ) -> None:
+        """Append recorded episodes, each to the slot that holds the fewest rows.
+
+        Like everything in a ring, they leave it when newer rows need the room.
+
+        Args:
+            demonstrations: what `rlgym.rollout.demonstrations.load` returned.
+            scale_action: from the world's units to the stored ones, a batch of actions at once;
+                None when they are the same. Not used for demonstrations that are stored already.
+
+        Raises:
+            UserError: they do not fit.
+        """
+        if len(demonstrations.flags) > self.capacity:
+            raise UserError(
+                f"{len(demonstrations.flags):,} rows of demonstrations do not fit a buffer of "
+                f"{self.capacity:,}: pass --algo.buffer-size {len(demonstrations.flags)}"
+            )
+        actions = demonstrations.actions
+        if scale_action is not None and not demonstrations.stored:
+            actions = scale_action(actions)
+        values = {**named("obs", demonstrations.obs), **named("actions", actions)}
+        if "mask" in self._fields:
+            mask = demonstrations.mask
+            everything = torch.ones(len(demonstrations.flags), self._mask_size, dtype=torch.bool)
+            values["mask"] = everything if mask is None else mask
+        self._cut(np.flatnonzero(self._pending))
+        for first, last in demonstrations.episodes():
+            if last - first >= self.num_rows:
+                raise UserError(
+                    f"a demonstration of {last - first} rows does not fit the {self.num_rows - 1} "
+                    f"of each slot: pass --algo.buffer-size {(last - first) * self.num_envs}"
+                )
+            rows = slice(first, last)
+            part = {name: value[rows] for name, value in values.items()}
+            flags = demonstrations.flags[rows]
+            self._append(int(self._heads.argmin()), part, demonstrations.rewards[rows], flags)
+        self._publish()
+
     def mark_saved(self) -> None:
         super().mark_saved()
         self._prepare()
@@ -135,28 +181,33 @@ class ReplayBuffer(Ring):
         self._prepare()
 
     def _prepare(self) -> None:
-        """Say how a number below the count of rows becomes a row: `(number + base) % num_rows`."""
-        counts = np.minimum(self._heads, self.num_rows - 1)
-        self._count = int(counts.sum())
-        self._oldest = int(self._heads[0] - counts[0]) % self.num_rows
-        if self.num_envs > 1 or self.hindsight is not None:
-            ends = counts.cumsum()
-            bases = self._heads - ends  # the slot's oldest row, less the rows of the slots before
-            table = torch.from_numpy(np.stack((ends, bases % self.num_rows, self._heads)))
-            self._ends, self._bases, self._newest = table.to(self.device).unbind(0)
+        """Say which numbers are drawn, and how they become rows."""
+        heads, rows, N = self._heads, self.num_rows, self.num_envs
+        top = int(heads.max())
+        self._stored = min(top, rows - 1) if N == 1 else int(np.minimum(heads, rows - 1).sum())
+        # Every number below `span` is a row. Some hold nothing and weigh nothing: the open ones,
+        # and those that a slot has not reached. Where these are many, the others are listed.
+        self._span = min(top, rows) * N
+        self._uneven = self._stored < EVEN * self._span
+        if self._uneven:
+            ends = np.minimum(heads, rows - 1).cumsum()
+            bases = (heads - ends) % rows  # a slot's oldest row, less the rows of the slots before
+            table = torch.from_numpy(np.stack((ends, bases))).to(self.device)
+            self._ends, self._bases = table.unbind(0)
+        if self.hindsight is not None:
+            self._newest = torch.from_numpy(heads % rows).to(self.device)
 
     def _draw(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Draw rows, each complete row of each slot with equal chance."""
-        index = torch.randint(
-            self._count, (batch_size,), generator=generator, device=generator.device
-        ).to(self.device)
-        if self.num_envs == 1:
-            return index.add_(self._oldest).remainder_(self.num_rows)
+        """Draw rows; each row that holds something has the same chance."""
+        count = self._stored if self._uneven else self._span
+        index = torch.randint(count, (batch_size,), generator=generator, device=generator.device)
+        index = index.to(self.device)
+        if not self._uneven:
+            return index
         slots = torch.searchsorted(self._ends, index, right=True)
         index += self._bases.index_select(0, slots)
         return index.remainder_(self.num_rows).mul_(self.num_envs).add_(slots)
 
-    @torch.no_grad()
     def sample(self, batch_size: int, generator: torch.Generator) -> Batch:
         """Draw a batch; nothing is read back from the device (hindsight's rewards apart).
 
@@ -167,7 +218,7 @@ class ReplayBuffer(Ring):
         Raises:
             StateError: the buffer is empty.
         """
-        if self._count == 0:
+        if self._stored == 0:
             raise StateError("the replay buffer is empty: add a rollout before drawing from it")
         importance = goals = None
         if self._priorities is None:
@@ -175,7 +226,7 @@ class ReplayBuffer(Ring):
         else:
             index, importance = self._priorities.draw(batch_size, generator)
         flags = self._copies["flags"].index_select(0, index)
-        discounts, weights = self._outcomes.index_select(1, flags.int()).unbind(0)
+        discounts, weights = self._outcomes.index_select(1, flags).unbind(0)
         if self.n_step == 1 and self.hindsight is None:
             rewards = self._copies["rewards"].index_select(0, index)
             following = (index + self.num_envs).remainder_(self._size)
@@ -185,15 +236,31 @@ class ReplayBuffer(Ring):
             rewards, discounts, following = self._walk(index, goals)
         if importance is not None:
             weights = weights * importance
-        obs, next_obs, masks = self._observations(index, following, batch_size)
+        both = torch.cat((index, following))  # one gather instead of two
+        obs, next_obs = self._halves("obs", self._obs_keys, both, batch_size)
         if goals is not None:
             chosen, desired = goals
             for tree in (obs, next_obs):
                 tree[DESIRED] = torch.where(chosen, desired, tree[DESIRED])  # type: ignore[index]
-        actions = self._tree(
-            "actions", self._action_keys, lambda field: field.index_select(0, index)
-        )
-        return Batch(obs, actions, rewards, next_obs, discounts, weights, index, *masks)
+        mask = next_mask = None
+        if self._mask_size:
+            mask, next_mask = self._halves("mask", [""], both, batch_size)
+        actions: Tree[Tensor] = {
+            key: self._fields[f"actions/{key}" if key else "actions"].index_select(0, index)
+            for key in self._action_keys
+        }
+        if self._action_keys == [""]:
+            actions = actions[""]
+        return Batch(obs, actions, rewards, next_obs, discounts, weights, index, mask, next_mask)
+
+    def _halves(self, prefix: str, keys: list[str], both: Tensor, batch_size: int) -> Any:
+        """Gather a tree's rows, and give the first and the second half of them."""
+        if keys == [""]:
+            return self._fields[prefix].index_select(0, both).split(batch_size)
+        parts = [
+            self._fields[f"{prefix}/{key}"].index_select(0, both).split(batch_size) for key in keys
+        ]
+        return tuple(dict(zip(keys, half, strict=True)) for half in zip(*parts, strict=True))
 
     def set_priorities(self, index: Tensor, errors: Tensor) -> None:
         """Give drawn rows the priority of their new temporal-difference errors.
@@ -210,21 +277,6 @@ class ReplayBuffer(Ring):
         if self._priorities is not None:
             start = self._priorities.settings.importance
             self._priorities.beta = start + (1.0 - start) * min(max(progress, 0.0), 1.0)
-
-    def _observations(
-        self, index: Tensor, following: Tensor, batch_size: int
-    ) -> tuple[Tree[Tensor], Tree[Tensor], tuple[Tensor | None, Tensor | None]]:
-        both = torch.cat((index, following))  # one gather instead of two
-        found = self._tree("obs", self._obs_keys, lambda field: field.index_select(0, both))
-        if isinstance(found, dict):
-            obs = {key: value[:batch_size] for key, value in found.items()}
-            next_obs = {key: value[batch_size:] for key, value in found.items()}
-        else:
-            obs, next_obs = found[:batch_size], found[batch_size:]
-        if "mask" not in self._fields:
-            return obs, next_obs, (None, None)
-        masks = self._fields["mask"].index_select(0, both)
-        return obs, next_obs, (masks[:batch_size], masks[batch_size:])
 
     def _walk(
         self, index: Tensor, goals: tuple[Tensor, Tensor] | None
@@ -280,8 +332,3 @@ class ReplayBuffer(Ring):
         reached = self._fields[f"obs/{ACHIEVED}"][(path + self.num_envs).remainder_(self._size)]
         found = hindsight.rewards(reached, desired)
         return torch.where(chosen.view(-1, 1), found, rewards)
-
-    def _tree(self, prefix: str, keys: list[str], fn: Callable[[Tensor], Tensor]) -> Tree[Tensor]:
-        if keys == [""]:
-            return fn(self._fields[prefix])
-        return {key: fn(self._fields[f"{prefix}/{key}"]) for key in keys}

@@ -13,8 +13,7 @@ modulo the size of the buffer. Rewards and flags are decided on the host, where 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +25,6 @@ from rlgym.rollout.buffer import RolloutBuffer
 from rlgym.rollout.hindsight import rows_left
 from rlgym.rollout.priorities import Priorities, Prioritized
 from rlgym.spaces import Layout, Tree, tree_items
-
-if TYPE_CHECKING:
-    from rlgym.rollout.demonstrations import Demonstrations
 
 TERMINATED, TRUNCATED, FINAL, OPEN = 1, 2, 4, 8
 """Flags of a row: two of a transition, then a last observation, and a row without an action yet."""
@@ -69,7 +65,7 @@ class Ring:
         # On a CPU the device's copies are the host's arrays themselves.
         self._shared = self.device.type == "cpu"
         size = self._size
-        self._host = {"rewards": np.zeros(size, np.float32), "flags": np.full(size, OPEN, np.uint8)}
+        self._host = {"rewards": np.zeros(size, np.float32), "flags": np.full(size, OPEN, np.int32)}
         if track_ends:
             self._host["left"] = np.zeros(size, np.int32)  # rows to the final one of the episode
         self._copies = {
@@ -89,6 +85,9 @@ class Ring:
         self._dirty = False
         self._transitions = 0
         self._changed: list[np.ndarray] = []
+        self._source: tuple[RolloutBuffer, list[tuple[str, Any]], list[tuple[str, Any]]] | None = (
+            None
+        )
         self._expected: np.ndarray | None = None  # next row of each slot while segments are loaded
 
     @property
@@ -127,6 +126,12 @@ class Ring:
             )
         host = rollout.host
         rewards, active = host["rewards"], host["active"]
+        if T == 1 and not rollout.finals and active.all() and self._stand_alike():
+            starts = host["episode_start"]
+            if not (starts[1].any() or (starts[0] & self._pending).any()):
+                self._add_whole(rollout)
+                self._publish()
+                return
         flags = host["terminated"].view(np.uint8) | host["truncated"].view(np.uint8) << 1
         cut = self._pending & host["episode_start"][0]
         if cut.any():
@@ -163,57 +168,57 @@ class Ring:
             self._store("mask", rollout.all_masks, *seen)
         self._publish()
 
-    def add_demonstrations(
-        self, demonstrations: Demonstrations, scale_action: Callable[[Any], Any] | None = None
-    ) -> None:
-        """Append recorded episodes, each to the slot that holds the fewest rows.
+    def _stand_alike(self) -> bool:
+        """Whether the open rows of all slots stand side by side."""
+        return self.num_envs == 1 or bool((self._heads == self._heads[0]).all())
 
-        Like everything in a ring, they leave it when newer rows need the room.
-
-        Args:
-            demonstrations: what `rlgym.rollout.demonstrations.load` returned.
-            scale_action: from the world's units to the stored ones, a batch of actions at once;
-                None when they are the same. Not used for demonstrations that are stored already.
-
-        Raises:
-            UserError: they do not fit.
-        """
-        if len(demonstrations.flags) > self.capacity:
-            raise UserError(
-                f"{len(demonstrations.flags):,} rows of demonstrations do not fit a buffer of "
-                f"{self.capacity:,}: pass --algo.buffer-size {len(demonstrations.flags)}"
+    def _add_whole(self, rollout: RolloutBuffer) -> None:
+        """Append one step of every slot, where all stand alike and none ended: whole ring rows."""
+        if self._source[0] is not rollout:  # views cost as much as copying a small row
+            parts = [named("actions", rollout.actions), named("obs", rollout.all_obs)]
+            if rollout.all_masks is not None:
+                parts[1]["mask"] = rollout.all_masks
+            acts, seen = (
+                [(name, value.numpy() if self._shared else value) for name, value in part.items()]
+                for part in parts
             )
-        actions = demonstrations.actions
-        if scale_action is not None and not demonstrations.stored:
-            actions = scale_action(actions)
-        values = {**named("obs", demonstrations.obs), **named("actions", actions)}
-        if "mask" in self._fields:
-            mask = demonstrations.mask
-            everything = torch.ones(len(demonstrations.flags), self._mask_size, dtype=torch.bool)
-            values["mask"] = everything if mask is None else mask
-        self._cut(np.flatnonzero(self._pending))
-        for first, last in demonstrations.episodes():
-            if last - first >= self.num_rows:
-                raise UserError(
-                    f"a demonstration of {last - first} rows does not fit the {self.num_rows - 1} "
-                    f"of each slot: pass --algo.buffer-size {(last - first) * self.num_envs}"
-                )
-            self._append(int(self._heads.argmin()), first, last, demonstrations, values)
-        self._publish()
+            self._source = (rollout, acts, seen)
+        _, acts, seen = self._source
+        N, head = self.num_envs, int(self._heads[0])
+        at, after = head % self.num_rows * N, (head + 1) % self.num_rows * N
+        now, following = slice(at, at + N), slice(after, after + N)
+        flags = self._host["flags"]
+        flags[now] = 0
+        self._host["rewards"][now] = rollout.host["rewards"][0]
+        if "left" in self._host:
+            self._host["left"][now] = 0
+        target = self._views if self._shared else self._fields
+        for name, value in acts:
+            target[name][now] = value[0]
+        for name, value in seen:
+            target[name][now] = value[0]
+            target[name][following] = value[1]
+        self._transitions += N
+        if head >= self.num_rows - 1:  # the next open row held something
+            self._transitions -= int(np.count_nonzero(flags[following] < FINAL))
+            flags[following] = OPEN
+        self._heads += 1
+        self._pending[:] = True
+        if not self._shared or self._priorities is not None:
+            self._changed += [self._slots + at, self._slots + after]
 
     def _append(
-        self, slot: int, first: int, last: int, source: Demonstrations, values: dict[str, Tensor]
+        self, slot: int, values: dict[str, Tensor], rewards: np.ndarray, flags: np.ndarray
     ) -> None:
-        """Append one whole episode, rows `first` to `last` (its final row) of demonstrations."""
-        count, only = last - first, np.array([slot])
-        at = self._at(only, back=-np.arange(count))
-        picked = np.arange(first, last)
+        """Append one whole episode, its final row included, to a slot between two episodes."""
+        count, only = len(flags), np.array([slot])
+        at, picked = self._at(only, back=-np.arange(count)), np.arange(count)
         for name, value in values.items():
             self._copy(name, value, at, picked)
-        flags = self._host["flags"]
-        self._transitions += count - 1 - int(np.count_nonzero(flags[at[1:]] < FINAL))
-        flags[at] = source.flags[picked]
-        self._host["rewards"][at] = source.rewards[picked]
+        before = self._host["flags"][at[1:]]
+        self._transitions += count - 1 - int(np.count_nonzero(before < FINAL))
+        self._host["flags"][at] = flags
+        self._host["rewards"][at] = rewards
         self._changed.append(at)
         self._heads[slot] += count - 1
         self._open(only)
@@ -266,7 +271,7 @@ class Ring:
     def _cut(self, slots: np.ndarray) -> None:
         """Truncate the episodes in progress; their newest observation becomes the last."""
         before = self._at(slots, back=1)
-        self._host["flags"][before] |= np.uint8(TRUNCATED)
+        self._host["flags"][before] |= TRUNCATED
         self._changed.append(before)
         self._end(slots, self._at(slots))
 
