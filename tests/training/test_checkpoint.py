@@ -336,7 +336,9 @@ while True:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
-@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills", [3, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(600)])]
+)
 def test_sigkill_at_a_random_time_leaves_a_whole_checkpoint(tmp_path, kills):
     clock = random.Random(0)
     for kill in range(kills):
