@@ -59,10 +59,11 @@ class Priorities:
         self.highest = torch.ones((), device=device)
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw rows in proportion to their weights, one from each of `batch_size` equal shares.
+        """Draw rows in proportion to their weights.
 
-        Each level draws anew among 32 children, because one number in float32 cannot tell a
-        million rows apart.
+        The root's children are drawn one from each of `batch_size` equal shares (section 3.3);
+        below, each level draws anew among 32, because one number in float32 cannot tell a million
+        rows apart.
 
         Returns:
             Rows (batch_size,) int64, and their importance weights, the largest of the batch 1

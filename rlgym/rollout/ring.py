@@ -85,9 +85,7 @@ class Ring:
         self._dirty = False
         self._transitions = 0
         self._changed: list[np.ndarray] = []
-        self._source: tuple[RolloutBuffer, list[tuple[str, Any]], list[tuple[str, Any]]] | None = (
-            None
-        )
+        self._source: tuple[Any, list[tuple[str, Any]], list[tuple[str, Any]]] = (None, [], [])
         self._expected: np.ndarray | None = None  # next row of each slot while segments are loaded
 
     @property
