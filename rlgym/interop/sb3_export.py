@@ -47,6 +47,8 @@ def to_model(run_or_policy: Any, env: Any, device: str) -> BaseAlgorithm:
     loaded = run_or_policy if isinstance(run_or_policy, LoadedPolicy) else None
     policy = run_or_policy if loaded is None else loaded.policy
     algo = None if loaded is None or loaded.config is None else loaded.config.algo
+    kind: Any  # PPO or SAC
+    settings: dict[str, Any]
     if isinstance(policy, ActorCritic):
         sb3_actor_critic.check_writable(policy)
         tensors = sb3_actor_critic.write_actor_critic(policy)
@@ -73,16 +75,14 @@ def to_model(run_or_policy: Any, env: Any, device: str) -> BaseAlgorithm:
     return model
 
 
-def _without_env(
-    kind: type[BaseAlgorithm], name: str, policy: Any, settings: dict[str, Any]
-) -> BaseAlgorithm:
+def _without_env(kind: Any, name: str, policy: Any, settings: dict[str, Any]) -> BaseAlgorithm:
     """Build a model as SB3's own `load` does: spaces first, then the networks."""
     if len(policy.obs_norm):
         raise UserError(
             "this policy normalises observations, which SB3 does around the world: pass the world, "
             "to_sb3_model(run, env)"
         )
-    model = kind(name, None, _init_setup_model=False, **settings)  # type: ignore[call-arg]
+    model = kind(name, None, _init_setup_model=False, **settings)
     model.observation_space = _channels_first(policy.obs_layout.space)
     model.action_space = policy.action_layout.space
     model.n_envs = 1

@@ -6,7 +6,7 @@
     sb3_models.import_run("model.zip", "runs/pendulum", env="Pendulum-v1")
     model = sb3_models.to_sb3_model("runs/pendulum", env)         # model.save(...), .learn(...)
 
-Coming in needs no Stable-Baselines3, and nothing of the file is unpickled: see `sb3_archive`.
+Coming in does not load Stable-Baselines3, and unpickles nothing of the file: see `sb3_archive`.
 Deterministic actions are SB3's within 1e-6, or the model is refused with the reason.
 """
 
@@ -24,7 +24,7 @@ import gymnasium
 
 from rlgym.config import NetworkConfig, TrainConfig, default_config, merge
 from rlgym.device import resolve
-from rlgym.errors import CheckpointError, MissingExtraError, SpaceError
+from rlgym.errors import CheckpointError, SpaceError
 from rlgym.interop.sb3_actor_critic import read_actor_critic
 from rlgym.interop.sb3_archive import Archive, read_archive
 from rlgym.interop.sb3_normalize import Statistics, apply, read_statistics
@@ -164,15 +164,10 @@ def to_sb3_model(run_or_policy: Any, env: Any = None, *, device: str = "cpu") ->
 
     Raises:
         UserError: SB3 has no such policy; the message says why.
-        MissingExtraError: Stable-Baselines3 is not installed.
     """
-    try:
-        from rlgym.interop import sb3_export
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"models of SB3 need it ({error.name} is missing): pip install stable-baselines3"
-        ) from None
-    return sb3_export.to_model(run_or_policy, env, device)
+    from rlgym.interop.sb3_export import to_model  # loads SB3, which coming in does without
+
+    return to_model(run_or_policy, env, device)
 
 
 def check_starts(*layouts: Layout) -> None:

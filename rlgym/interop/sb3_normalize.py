@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from rlgym.agents.normalize import EPSILON
-from rlgym.errors import CheckpointError, MissingExtraError, UserError
+from rlgym.errors import CheckpointError, UserError
 from rlgym.interop.torch_tensors import open_zip, read_member
 from rlgym.settings import short
 from rlgym.spaces import Layout, Leaf
@@ -200,10 +200,6 @@ def _unpickle(path: Path) -> Statistics:
     try:
         with open(path, "rb") as file:
             saved: Any = pickle.load(file)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(
-            f"{path} needs the package {error.name} to be unpickled: pip install stable-baselines3"
-        ) from None
     except Exception as error:  # a damaged pickle may fail in any way
         raise CheckpointError(f"{path} cannot be unpickled ({short(str(error))})") from None
     try:

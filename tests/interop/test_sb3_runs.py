@@ -147,7 +147,7 @@ def test_a_run_goes_on_training_in_sb3(tmp_path):
     policy = rlgym.load_policy(run)
     env = rlgym.make_vec("Pendulum-v1", 2, backend="sync")
     model = sb3_models.to_sb3_model(run, env)
-    obs = 3 * observations(policy.observation_space)
+    obs = 3 * np.asarray(observations(policy.observation_space))
     scaled = model.get_vec_normalize_env().normalize_obs(obs)
     theirs, _ = model.predict(scaled, deterministic=True)
     np.testing.assert_allclose(policy.act(obs), theirs, atol=2e-6)
