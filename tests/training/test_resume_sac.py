@@ -163,6 +163,7 @@ rlgym.train(Wide, run_dir=sys.argv[2], preset=None, console="off", hooks=Tell(),
 """
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 @pytest.mark.parametrize(
     ("steps", "every"), [(500, 170), pytest.param(22_000, 0, marks=pytest.mark.slow)]
@@ -194,4 +195,6 @@ def test_a_run_with_a_large_buffer_exits_in_time_and_has_saved_all_of_it(tmp_pat
     run = rlgym.resume(tmp_path, saved.step + 3, world=Wide, console="off")
     assert run.replay.size == saved.step + 3
     drawn = run.replay.sample(64, run.shuffle)
-    assert (drawn.next_obs[:, 7] == drawn.obs[:, -1] + 1).all()
+    whole = drawn.weights > 0
+    assert whole.sum() > 50
+    assert (drawn.next_obs[whole, 7] == drawn.obs[whole, -1] + 1).all()
