@@ -301,6 +301,19 @@ def test_closing_does_not_wait_for_a_frozen_worker(make: Any) -> None:
     assert gone(pids, 0.1)
 
 
+def test_closing_does_not_wait_again_for_a_worker_that_gave_no_snapshot(make: Any) -> None:
+    env = make(timeout=20.0)
+    env.reset()
+    env.mark()
+    pids = env.worker_pids
+    os.kill(pids[0], signal.SIGSTOP)
+    env.snapshot(at_mark=True, timeout=0.3)
+    begin = time.monotonic()
+    env.close()
+    assert time.monotonic() - begin < 3.0, "the 5 s that worlds have to close"
+    assert gone(pids, 0.1)
+
+
 # --------------------------------------------------------------------------- exceptions
 def test_one_world_that_raises_loses_one_slot(make: Any, fuse: Path, capfd: Any) -> None:
     env = make(doomed("raise@step", fuse, at=3, seed=2))

@@ -240,6 +240,7 @@ class Link:
                 break
             end = at + wire.frame_size(head)
             document, arrays = wire.unpack(buffer[at:end])
+            self.silent = False
             at = end
             if "id" in document:
                 self.answers[document["id"]] = (document, arrays)
