@@ -408,17 +408,20 @@ class Ring:
             wrong = ", ".join(sorted(names ^ set(tensors)))
             raise CheckpointError(f"a segment of the replay buffer does not fit this one: {wrong}")
         first, count = tensors["first"].numpy(), tensors["count"].numpy()
-        end = first + count
-        if first.shape != self._heads.shape or (first > self._expected).any():
+        if first.shape != self._heads.shape or count.shape != first.shape or (count < 1).any():
+            raise CheckpointError(
+                "a segment of the replay buffer names no rows: it was not saved so"
+            )
+        if (first > self._expected).any():
             raise CheckpointError(
                 "a segment of the replay buffer is missing: use an older checkpoint"
             )
         total = int(count.sum())
         for name, field in (self._fields | self._copies).items():
-            if name in tensors and tensors[name].shape != (total, *field.shape[1:]):
+            if name != "left" and not _fits(tensors[name], total, field):
                 raise CheckpointError(
-                    f"'{name}' of a saved replay buffer has shape {list(tensors[name].shape)} "
-                    f"instead of {[total, *field.shape[1:]]}"
+                    f"'{name}' of a saved replay buffer is {_kind(tensors[name], 0)} instead of "
+                    f"{total} times {_kind(field)}"
                 )
         slots, numbers = self._places(first, count)
         oldest = self._heads - (self.num_rows - 1)
@@ -428,7 +431,7 @@ class Ring:
             self._copy(name, tensors[name], at, kept)
         for name in ("rewards", "flags"):
             self._host[name][at] = tensors[name].numpy()[kept]
-        self._expected = np.maximum(self._expected, end)
+        self._expected = np.maximum(self._expected, first + count)
 
     def state(self) -> dict[str, Tensor]:
         """Everything but the rows: where each ring stands, priorities, what it is a buffer of."""
@@ -451,6 +454,8 @@ class Ring:
             saved = json.loads(bytes(state["signature"].tolist()))
             heads, pending = state["heads"].numpy(), state["pending"].numpy()
             slots, rows, fields = (saved[name] for name in ("num_envs", "num_rows", "fields"))
+            if heads.shape != (slots,) or pending.shape != (slots,) or (heads < pending).any():
+                raise ValueError("slots without rows")
         except (KeyError, TypeError, ValueError):
             raise CheckpointError("this is not the state of a replay buffer") from None
         mine = self._signature()
@@ -484,10 +489,7 @@ class Ring:
         self._expected = np.maximum(self._heads - (self.num_rows - 1), 0)
 
     def _signature(self) -> dict[str, Any]:
-        kinds = {
-            name: f"{str(field.dtype).removeprefix('torch.')} {list(field.shape[1:])}"
-            for name, field in self._fields.items()
-        }
+        kinds = {name: _kind(field) for name, field in self._fields.items()}
         return {"num_envs": self.num_envs, "num_rows": self.num_rows, "fields": kinds}
 
     def _derive(self) -> None:
@@ -505,6 +507,15 @@ class Ring:
         if not self._shared:
             for name, array in self._host.items():
                 self._copies[name].copy_(torch.from_numpy(array))
+
+
+def _kind(rows: Tensor, first: int = 1) -> str:
+    """Type and shape, of one row unless `first` is 0."""
+    return f"{str(rows.dtype).removeprefix('torch.')} {list(rows.shape[first:])}"
+
+
+def _fits(rows: Tensor, count: int, field: Tensor) -> bool:
+    return rows.shape == (count, *field.shape[1:]) and rows.dtype == field.dtype
 
 
 def named(prefix: str, tree: Tree[Any]) -> dict[str, Any]:

@@ -497,8 +497,22 @@ def test_segments_that_are_missing_or_broken_are_refused(saved):
         restore(fresh(), segments[:-1], state)
     with pytest.raises(CheckpointError, match="does not fit this one: rewards"):
         restore(fresh(), [{k: v for k, v in segments[0].items() if k != "rewards"}], state)
-    with pytest.raises(CheckpointError, match=r"'obs' of a saved replay buffer has shape"):
-        restore(fresh(), [{**segments[0], "obs": segments[0]["obs"][:, :1]}], state)
+    rows = len(segments[0]["obs"])
+    for changes, message in (
+        (
+            {"obs": segments[0]["obs"][:, :1]},
+            rf"'obs' .* float32 \[{rows}, 1\] instead of {rows} tim",
+        ),
+        ({"obs": segments[0]["obs"].double()}, r"'obs' .* float64 .* times float32 \[2\]"),
+        ({"flags": segments[0]["flags"][1:]}, r"'flags' of a saved"),
+        ({"count": -segments[0]["count"]}, "names no rows"),
+        ({"first": segments[0]["first"][:1]}, "names no rows"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            restore(fresh(), [{**segments[0], **changes}], state)
+    for changes in ({"heads": torch.tensor([1])}, {"heads": torch.tensor([-1, 3])}):
+        with pytest.raises(CheckpointError, match="not the state of a replay buffer"):
+            fresh().load_state({**state, **changes})
     with pytest.raises(CheckpointError, match="not the state of a replay buffer"):
         fresh().load_state({"heads": torch.zeros(2)})
     with pytest.raises(StateError, match="comes after load_state"):
