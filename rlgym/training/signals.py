@@ -87,7 +87,8 @@ class Signals:
         """Mark work that may be dropped at any instruction.
 
         Raises:
-            Interrupted: at once when a signal has come already, else when it comes.
+            Interrupted: at once when a signal has come already, else when it comes, and at the end
+                where a world has swallowed it: the watcher may be saving what comes next changes.
         """
         if not allowed:
             yield
@@ -97,6 +98,8 @@ class Signals:
             if self.received is not None:
                 raise Interrupted(self.received)
             yield
+            if self.received is not None:
+                raise Interrupted(self.received)
         finally:
             self._interruptible = False
 

@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: real signals to real processes, mid-rollout, with worlds that hang."""
 
+import contextlib
 import json
 import os
 import signal
@@ -195,6 +196,18 @@ def test_signal_inside_interruptible_work_breaks_it_off():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
     assert signals.exit_code == 130
+
+
+def test_work_that_swallows_the_signal_is_dropped_at_its_end():
+    done = []
+    with Signals(lambda: None) as signals, pytest.raises(Interrupted):
+        with signals.interruptible():
+            with contextlib.suppress(BaseException):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            done.append("the step went on")
+        done.append("the update, while the watcher saves")
+    assert done == ["the step went on"]
 
 
 def test_outside_the_main_thread_nothing_is_installed():
