@@ -56,6 +56,7 @@ def test_learning_keeps_what_was_run(capsys, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # both sides import everything, in processes of their own
 def test_ppo_cartpole(capsys):
     outcome = run_quick(capsys, "ppo-cartpole", "--limit", "50")
     case = outcome["cases"][0]
