@@ -145,7 +145,7 @@ class SACConfig:
     hindsight: float = 0.0
     """Share of transitions whose goal is replaced by a later achieved one (goal worlds only)."""
     overlap: bool = False
-    """Let the worlds step while the learner updates, from data that is one iteration older."""
+    """Let worlds (of backend process) step while the learner updates, from one iteration before."""
     demonstrations: str | None = None
     """File of transitions, or a run with a replay buffer, put into the buffer at the start."""
 

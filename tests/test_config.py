@@ -11,7 +11,9 @@ from rlgym.config import (
     ALGOS,
     NetworkConfig,
     PPOConfig,
+    SACConfig,
     TrainConfig,
+    default_config,
     from_dict,
     load_config,
     load_preset,
@@ -19,6 +21,7 @@ from rlgym.config import (
     preset_for,
     presets,
     save_config,
+    starting_config,
     to_dict,
 )
 from rlgym.errors import ConfigError
@@ -59,6 +62,65 @@ def test_another_algorithm_is_chosen_by_its_name():
         TrainConfig(), {"algo": {"name": "other", "tau": "1e-2"}}, variants, str
     )
     assert changed.algo == Other(tau=0.01)
+
+
+def test_sac_starts_from_defaults_of_its_own(tmp_path):
+    named = from_dict({"algo": "sac", "env_id": "A-v0"})
+    assert named == from_dict({"algo": {"name": "sac"}, "env_id": "A-v0"})
+    assert named == default_config("A-v0", "sac")
+    assert (named.num_envs, named.network.hidden, named.network.squash) == (1, (256, 256), True)
+    assert named.algo == SACConfig() and to_dict(named)["algo"]["name"] == "sac"
+    save_config(named, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == named
+    with pytest.raises(ConfigError, match="no algorithm 'sacc': did you mean 'sac'"):
+        default_config("A-v0", "sacc")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"algo": {"epochs": 2}},
+            "algo.epochs is not a setting: it is one of ppo: choose algo ppo",
+        ),
+        ({"algo": {"tua": 0.1}}, "algo.tua is not a setting: did you mean algo.tau?"),
+        ({"algo": {"tau": 1.5}}, "algo.tau must be at most 1, it is 1.5"),
+        ({"algo": {"tau": 0}}, "algo.tau must be above 0, it is 0"),
+        ({"algo": {"hindsight": 1.2}}, "algo.hindsight must be from 0 to 1, it is 1.2"),
+        ({"algo": {"learning_starts": -1}}, "algo.learning_starts must be 0 or more"),
+        ({"algo": {"n_step": 0}}, "algo.n_step must be at least 1, it is 0"),
+        ({"algo": {"updates_per_step": 0}}, "algo.updates_per_step must be above 0"),
+        ({"algo": {"batch_size": 2.5}}, "algo.batch_size: expected a whole number, got 2.5"),
+        ({"network": {"recurrent": "gru"}}, "network.recurrent is 'gru', and SAC has no memory"),
+        ({"network": {"std": "global"}}, "network.std is 'global', and SAC's deviation follows"),
+        ({"network": {"squash": False}}, "network.squash is false, and SAC bounds its actions"),
+        ({"algo": {"buffer_size": 4}, "num_envs": 3}, "algo.buffer_size is 4, and 3 worlds with"),
+    ],
+)
+def test_what_sac_cannot_be_given_is_one_line(changes, message):
+    changes = {**changes, "algo": {"name": "sac", **changes.get("algo", {})}}
+    assert error_of(changes).startswith(message)
+
+
+def test_settings_of_sac_are_not_ppos():
+    message = error_of({"algo": {"tau": 0.1}})
+    assert message == "algo.tau is not a setting: it is one of sac: choose algo sac"
+
+
+def test_gradient_steps_that_are_due():
+    algo = SACConfig(learning_starts=10, updates_per_step=0.75)
+    assert [algo.updates_due(steps) for steps in (0, 10, 11, 12, 14)] == [0, 0, 0, 1, 3]
+
+
+def test_a_person_starts_from_the_preset_of_world_and_algorithm():
+    assert starting_config("Nowhere-v0", "auto", "sac") == default_config("Nowhere-v0", "sac")
+    assert starting_config("CartPole-v1", "auto", None) == load_preset("cartpole-ppo")
+    assert starting_config("CartPole-v1", None, None) == TrainConfig("CartPole-v1")
+    assert type(starting_config("Pendulum-v1", "auto", "sac").algo) is SACConfig
+    with pytest.raises(ConfigError, match="'cartpole-ppo' is not for sac: leave one of the two"):
+        starting_config("CartPole-v1", "cartpole-ppo", "sac")
+    with pytest.raises(ConfigError, match="no algorithm 'ppp'"):
+        starting_config("CartPole-v1", "auto", "ppp")
 
 
 def test_a_section_may_be_given_as_its_dataclass():

@@ -48,7 +48,9 @@ def make_worlds(
     """
     check_world(config, world)
     wrappers = config.wrappers
-    num_envs = config.num_envs
+    num_envs, backend = config.num_envs, config.backend
+    if isinstance(config.algo, SACConfig) and config.algo.overlap and backend == "auto":
+        backend = "process"  # worlds in this process would step when they are waited for
     if evaluation:
         wrappers = dataclasses.replace(
             wrappers, reward_scale=1.0, normalize_reward=False, clip_reward=None
@@ -57,7 +59,7 @@ def make_worlds(
     env = make_vec(
         world or config.env_id,
         num_envs,
-        backend=config.backend,
+        backend=backend,
         seed=config.eval.seed if evaluation else config.seed,
         num_groups=None if evaluation else config.num_groups,
         num_workers=config.num_workers,

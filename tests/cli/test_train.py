@@ -3,7 +3,15 @@ import yaml
 
 from rlgym.cli.main import main
 from rlgym.cli.train import read_arguments
-from rlgym.config import TrainConfig, from_dict, load_preset, to_dict
+from rlgym.config import (
+    SACConfig,
+    TrainConfig,
+    default_config,
+    from_dict,
+    load_preset,
+    save_config,
+    to_dict,
+)
 
 
 def merged(*words):
@@ -52,6 +60,30 @@ def test_flags_change_any_field():
     preset = load_preset("cartpole-ppo")
     assert config.wrappers.reward_scale == preset.wrappers.reward_scale, "the rest is the preset's"
     assert config.algo.num_steps == preset.algo.num_steps
+
+
+def test_another_algorithm_has_its_own_defaults_and_flags(tmp_path):
+    plain = merged("rlgym/Memory-v0", "--algo", "sac")
+    assert plain == default_config("rlgym/Memory-v0", "sac")
+    config = merged(
+        *("Nowhere-v0", "--algo", "sac", "--algo.updates-per-step", "0.5", "--algo.overlap"),
+        *("--algo.critic-learning-rate", "1e-3", "--algo.demonstrations", "d.npz"),
+    )
+    expected = SACConfig(
+        updates_per_step=0.5, overlap=True, critic_learning_rate=1e-3, demonstrations="d.npz"
+    )
+    assert config.algo == expected
+    save_config(config, tmp_path / "sac.yaml")
+    assert merged("--config", str(tmp_path / "sac.yaml")) == config, "a file names its algorithm"
+    tuned = merged("Pendulum-v1", "--algo", "sac")
+    assert tuned == load_preset("pendulum-sac")
+
+
+def test_help_shows_the_flags_of_the_algorithm(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "Nowhere-v0", "--algo", "sac", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--algo.updates-per-step FLOAT" in shown and "--algo.epochs" not in shown
 
 
 def test_arguments_of_the_world_are_yaml():
@@ -110,6 +142,14 @@ def test_help_shows_the_presets_values(capsys):
         (["X-v0", "--network.hidden", "a"], "--network.hidden: expected a whole number, got 'a'"),
         (["X-v0", "--backend", "procces"], "did you mean 'process'?"),
         (["X-v0", "--num-envs", "0"], "num_envs must be at least 1, it is 0"),
+        (
+            ["X-v0", "--algo.tau", "1"],
+            "--algo.tau is not a setting: it is one of sac: choose --algo",
+        ),
+        (["X-v0", "--algo", "sac", "--algo.epochs", "1"], "it is one of ppo: choose --algo ppo"),
+        (["X-v0", "--algo", "sac", "--algo.upates-per-step", "1"], "'--algo.updates-per-step'?"),
+        (["X-v0", "--algo", "sac", "--network.std", "global"], "set it to state, or to gsde"),
+        (["X-v0", "--preset", "cartpole-ppo", "--algo", "sac"], "is not for sac: leave one"),
         (["X-v0", "--algo", "pppo"], "--algo: there is no 'pppo': did you mean 'ppo'?"),
         (["X-v0", "--preset", "carpole-ppo"], "did you mean 'cartpole-ppo'?"),
         (["--config", "absent.yaml"], "absent.yaml: there is no such file"),
