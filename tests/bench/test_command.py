@@ -252,3 +252,9 @@ def test_picture_draws_every_curve_or_says_what_is_missing(tmp_path, toy_bench, 
     source.write_text(json.dumps(result))
     assert bench.run(["picture", str(source), str(target)]) == 0
     assert target.read_bytes().startswith(b"\x89PNG")
+
+    target.unlink()
+    result["cases"][0]["details"] = {"curves": [[[1000, -900.0], [2000, -150.0]], []]}
+    source.write_text(json.dumps(result))
+    assert bench.run(["picture", str(source), str(target)]) == 0
+    assert target.read_bytes().startswith(b"\x89PNG")
