@@ -18,7 +18,7 @@ from rlgym.errors import UserError
 
 
 class _Work:
-    """Arrays of one pass, (members, B, width) per hidden layer.
+    """Arrays of one pass, (members, B, width) per hidden layer, and views of their first rows.
 
     Attributes:
         hidden: outputs of the activation.
@@ -31,6 +31,16 @@ class _Work:
             return [x.new_empty(x.shape[0], x.shape[1], width) for width in widths]
 
         self.hidden, self.scratch, self.grad = arrays(), arrays(), arrays()
+        self._first: dict[int, list[tuple[Tensor, ...]]] = {}
+
+    def first(self, rows: int) -> list[tuple[Tensor, ...]]:
+        """Per layer: the first rows of `hidden`, the same transposed, of `scratch` and `grad`."""
+        if rows not in self._first:  # views cost as much as small sums
+            self._first[rows] = [
+                (hidden[:, :rows], hidden[:, :rows].mT, scratch[:, :rows], grad[:, :rows])
+                for hidden, scratch, grad in zip(self.hidden, self.scratch, self.grad, strict=True)
+            ]
+        return self._first[rows]
 
 
 class Ensemble(nn.Module):
@@ -92,7 +102,7 @@ class Ensemble(nn.Module):
         self._head_weight, self._head_bias = params[-2:]
         self._kept: dict[Any, _Work] = {}
         self._last: tuple[Tensor, _Work] | None = None
-        self._views: tuple[int, list[tuple[Tensor, Tensor]]] = (0, [])
+        self._views: tuple[int, list[Tensor], list[tuple[Tensor, Tensor]]] = (0, [], [])
 
     def _add(self, name: str, shape: tuple[int, ...], fan_in: int) -> None:
         bound = 1.0 / math.sqrt(fan_in)
@@ -122,10 +132,10 @@ class Ensemble(nn.Module):
             outputs, last = self(x)
             return outputs[0], last[0]
         function = _PLAIN[self.activation]
-        views = self._first_views()
-        for weight, bias in views[:-1]:
-            x = function(torch.addmm(bias, x, weight))
-        weight, bias = views[-1]
+        self._refresh()
+        *layers, (weight, bias) = self._views[2]
+        for own_weight, own_bias in layers:
+            x = function(torch.addmm(own_bias, x, own_weight))
         return torch.addmm(bias, x, weight), x
 
     # ------------------------------------------------------------------------ without autograd
@@ -146,7 +156,7 @@ class Ensemble(nn.Module):
         ):
             layer(x, weight, bias, out, scratch)
             x = out
-        return torch.baddbmm(self._head_bias, x, self._head_weight.mT)
+        return torch.baddbmm(self._head_bias, x, self._transposed()[-1])
 
     def backprop(self, d_outputs: Tensor) -> None:
         """Write each parameter's gradient into its `.grad`; it belongs to the last `run`.
@@ -156,14 +166,13 @@ class Ensemble(nn.Module):
         """
         assert self._last is not None, "run comes first"
         x, work = self._last
-        rows = d_outputs.shape[1]
-        below = [x, *work.hidden]
-        top = below[-1][:, :rows]
-        torch.bmm(d_outputs.mT, top, out=self._head_weight.grad)
+        first = work.first(d_outputs.shape[1])
+        x = x[:, : d_outputs.shape[1]]
+        torch.bmm(d_outputs.mT, first[-1][0] if first else x, out=self._head_weight.grad)
         torch.sum(d_outputs, 1, keepdim=True, out=self._head_bias.grad)
-        for i, d in self._descend(d_outputs, work):
+        for i, d in self._descend(d_outputs, first):
             weight, bias = self._layers[i]
-            torch.bmm(below[i][:, :rows].mT, d, out=weight.grad)
+            torch.bmm(first[i - 1][1] if i else x.mT, d, out=weight.grad)
             torch.sum(d, 1, keepdim=True, out=bias.grad)
 
     def input_gradient(self, d_outputs: Tensor, begin: int = 0) -> Tensor:
@@ -177,36 +186,43 @@ class Ensemble(nn.Module):
             (members, B, inputs - begin).
         """
         assert self._last is not None, "run comes first"
-        _, work = self._last
         if not self.hidden:
             return torch.bmm(d_outputs, self._head_weight[:, :, begin:])
-        *_, (_, d) = self._descend(d_outputs, work)
-        return torch.bmm(d, self._layers[0][0][:, begin:].mT)
+        first = self._last[1].first(d_outputs.shape[1])
+        *_, (_, d) = self._descend(d_outputs, first)
+        return torch.bmm(d, self._transposed()[0][:, :, begin:])
 
-    def _descend(self, d_outputs: Tensor, work: _Work) -> Iterator[tuple[int, Tensor]]:
+    def _descend(
+        self, d_outputs: Tensor, first: list[tuple[Tensor, ...]]
+    ) -> Iterator[tuple[int, Tensor]]:
         """Yield each layer's number and the gradient of its activation's input, last first."""
-        rows, d = d_outputs.shape[1], d_outputs
-        above: Tensor = self._head_weight
+        d, above, transposed = d_outputs, self._head_weight, self._transposed()
         for i in reversed(range(len(self.hidden))):
-            d_next = work.grad[i][:, :rows]
-            torch.bmm(d, above, out=d_next)
-            _undo(self.activation, d_next, work.hidden[i][:, :rows], work.scratch[i][:, :rows])
-            d = d_next
-            yield i, d
-            above = self._layers[i][0].mT
+            hidden, _, scratch, grad = first[i]
+            torch.bmm(d, above, out=grad)
+            _undo(self.activation, grad, hidden, scratch)
+            yield i, grad
+            d, above = grad, transposed[i]
+
+    def _transposed(self) -> list[Tensor]:
+        """Every weight with its last axes swapped, the head's last."""
+        self._refresh()
+        return self._views[1]
 
     def _batched(self, x: Tensor) -> Tensor:
         return x if x.dim() == 3 else x.unsqueeze(0).expand(self.members, -1, -1)
 
-    def _first_views(self) -> list[tuple[Tensor, Tensor]]:
-        """The first member's parameters; indexing anew in each step costs as much as it saves."""
+    def _refresh(self) -> None:
+        """Make the views of parameters anew where they have moved; each costs as much as a sum."""
         pointer = self._head_weight.data_ptr()  # changes when an optimiser flattens the parameters
-        if self._views[0] != pointer:
-            views = [(layer[0].detach()[0], layer[1].detach()[0, 0]) for layer in self._layers]
-            views.append((self._head_weight.detach()[0].t(), self._head_bias.detach()[0, 0]))
-            self._views = (pointer, views)
-        return self._views[1]
+        if self._views[0] == pointer:
+            return
+        weights = [layer[0].detach() for layer in self._layers]
+        head = self._head_weight.detach()
+        first = [(layer[0].detach()[0], layer[1].detach()[0, 0]) for layer in self._layers]
+        first.append((head[0].t(), self._head_bias.detach()[0, 0]))
+        self._views = (pointer, [weight.mT for weight in (*weights, head)], first)
 
     def __getstate__(self) -> dict[str, Any]:
         # arrays of past passes and views of parameters do not belong to a copy
-        return {**self.__dict__, "_kept": {}, "_last": None, "_views": (0, [])}
+        return {**self.__dict__, "_kept": {}, "_last": None, "_views": (0, [], [])}

@@ -141,6 +141,7 @@ def temperature_loss(
     """Raise the temperature while the entropy is below its target, in logs.
 
     Equation 18 of the paper with log(temperature) in place of the temperature, as its authors' code
-    and stable-baselines3 have it: both have the same sign and root.
+    and stable-baselines3 have it: both have the same sign and root. It is linear, so that its value
+    at 1 is its gradient everywhere.
     """
     return -log_temperature * weighted_mean(log_probs + target_entropy, weights)

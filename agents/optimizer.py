@@ -56,7 +56,9 @@ class FlatAdam:
         device = self.flat.device
         self.steps = torch.zeros((), device=device)
         self.learning_rate = torch.full((), float(learning_rate), device=device)
-        self._zero, self._one = torch.zeros((), device=device), torch.ones((), device=device)
+        # numbers that are tensors already spare small operations half of their time
+        self._one, self._inf = (torch.full((), x, device=device) for x in (1.0, torch.inf))
+        self._ahead, self._held = torch.zeros((), device=device), torch.zeros((), device=device)
         begin = 0
         for parameter in self.parameters:
             end = begin + parameter.numel()
@@ -78,17 +80,17 @@ class FlatAdam:
             () the norm before clipping.
         """
         norm = torch.linalg.vector_norm(self.grad)
-        ahead = norm < torch.inf  # False for NaN too
+        ahead = torch.lt(norm, self._inf, out=self._ahead)  # 1, or 0 for NaN too
         if hold is not None:
-            ahead = ahead & ~hold
+            ahead.mul_(hold.logical_not())
         self.steps.add_(ahead)
         shrink = None
         if max_norm is not None:
             shrink = norm.clamp(min=max_norm).mul_(1.0 / max_norm)
         if self.flat.device.type in _FUSED:
-            self._fused(shrink, torch.where(ahead, self._zero, self._one))
+            self._fused(shrink, torch.sub(self._one, ahead, out=self._held))
         else:
-            self._plain(shrink, ahead)
+            self._plain(shrink, ahead > 0)
         return norm
 
     def _fused(self, shrink: Tensor | None, found_inf: Tensor) -> None:

@@ -53,6 +53,7 @@ class SAC:
         start = cfg.initial_temperature if cfg.temperature is None else cfg.temperature
         start = math.log(start) if start > 0.0 else -math.inf
         self.log_temperature = nn.Parameter(torch.full((), start, device=policy.device))
+        self._one = torch.ones((), device=policy.device)
         actor = [*policy.actor.parameters(), *policy.distribution.parameters()]
         groups = (actor, policy.critics.parameters(), [self.log_temperature])
         self.actor_optimizer, self.critic_optimizer, self.temperature_optimizer = (
@@ -96,7 +97,8 @@ class SAC:
                 metrics, error = self.step(batch, generator, with_actor)
             if self.cfg.prioritized:
                 with torch.no_grad():
-                    replay.set_priorities(batch.index, torch.where(error < torch.inf, error, 0.0))
+                    size = error.abs().mean(0)
+                    replay.set_priorities(batch.index, torch.where(size < torch.inf, size, 0.0))
             for name, value in metrics.items():
                 seen.setdefault(name, []).append(value)
         metrics = {f"train/{name}": _mean(values) for name, values in seen.items()}
@@ -111,7 +113,7 @@ class SAC:
         """Take one gradient step; without autograd where the policy allows it.
 
         Returns:
-            Scalars of this step, and the critics' mean absolute error (B,).
+            Scalars of this step, and the critics' errors (num_critics, B).
         """
         cfg, way, policy = self.cfg, self.way, self.policy
         rows = len(batch.rewards) * (2 if with_actor else 1)
@@ -124,24 +126,22 @@ class SAC:
             metrics["ent_coef_loss"] = self._temperature_step(log_probs, batch)
         q, error = way.critic_gradient(temperature)
         self.critic_optimizer.step(cfg.max_grad_norm)
-        metrics["critic_loss"] = 0.5 * torch.mv(error.square(), way.share).sum()
+        metrics["critic_loss"] = torch.mv(error.square(), way.share).sum() * 0.5
         metrics["q_mean"] = torch.mv(q, way.share).mean()
         if with_actor:
             metrics["actor_loss"] = way.actor_gradient(temperature)
             self.actor_optimizer.step(cfg.max_grad_norm)
         self._target.lerp_(self.critic_optimizer.flat, cfg.tau)
         self.updates += 1
-        return metrics, error.abs().mean(0)
+        return metrics, error
 
     def _temperature_step(self, log_probs: Tensor, batch: Any) -> Tensor:
         target = self.cfg.target_entropy
         if target is None:
             target = self.policy.actions.target_entropy(batch.mask)
-        # the loss is linear in log_temperature: its slope is what it is at 1
-        one = torch.ones_like(self.log_temperature)
-        slope = temperature_loss(one, log_probs, target, batch.weights)
-        loss = slope * self.log_temperature.detach()
+        slope = temperature_loss(self._one, log_probs, target, batch.weights)
         self.temperature_optimizer.grad.copy_(slope)
+        loss = slope.mul_(self.log_temperature.detach())
         self.temperature_optimizer.step(None)
         return loss
 

@@ -97,6 +97,15 @@ class Autograd:
         optimizer.gather(grads)
 
 
+class _CriticInput:
+    """An array (B, vector + privileged + actions), the same for all critics, and views of it."""
+
+    def __init__(self, like: Tensor, sizes: tuple[int, int, int], members: int) -> None:
+        array = like.new_empty(len(like), sum(sizes))
+        self.vector, self.privileged, self.actions = array.split(sizes, 1)
+        self.all = array.expand(members, -1, -1)
+
+
 class WrittenOut:
     """Vectors in, one squashed Gaussian out, no layer normalisation: no autograd at all.
 
@@ -110,7 +119,7 @@ class WrittenOut:
         self.size = policy.actions.size
         self.features = policy.critics.features.size
         self.log_std_init = policy.distribution.log_std_init
-        self._kept: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._kept: dict[Any, tuple[_CriticInput, _CriticInput]] = {}
 
     def begin(self, batch: Any, noises: list[Tensor], with_actor: bool) -> Tensor | None:
         """See `Autograd.begin`."""
@@ -130,20 +139,22 @@ class WrittenOut:
         self.log_prob = log_probs[:rows]
         return self.log_prob
 
-    def _critic_inputs(self, now: dict[str, Tensor], later: dict[str, Tensor]) -> Any:
-        """Arrays (B, features + D) for both observations; the actions are filled in later."""
+    def _critic_inputs(
+        self, now: dict[str, Tensor], later: dict[str, Tensor]
+    ) -> tuple[_CriticInput, _CriticInput]:
+        """The critics' inputs for both observations; the actions are filled in later."""
         x = now["vector"]
         # arrays made in inference mode can only be written there
         key = (len(x), x.device, x.dtype, torch.is_inference_mode_enabled())
         if key not in self._kept:
-            shape = (len(x), self.features + self.size)
-            self._kept = {key: (x.new_empty(shape), x.new_empty(shape))}
+            sizes = (x.shape[1], self.features - x.shape[1], self.size)
+            members = self.policy.critics.layers.members
+            self._kept = {key: (_CriticInput(x, sizes, members), _CriticInput(x, sizes, members))}
         arrays = self._kept[key]
-        width = x.shape[1]
         for array, inputs in zip(arrays, (now, later), strict=True):
-            array[:, :width] = inputs["vector"]
+            array.vector.copy_(inputs["vector"])
             if "privileged" in inputs:
-                array[:, width : self.features] = inputs["privileged"]
+                array.privileged.copy_(inputs["privileged"])
         return arrays
 
     def _act(self, params: Tensor, noise: Tensor) -> Tensor:
@@ -165,11 +176,11 @@ class WrittenOut:
     def critic_gradient(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
         """See `Autograd.critic_gradient`."""
         policy, batch, rows = self.policy, self.batch, self.rows
-        self.next_x[:, self.features :] = self.action[-rows:]
-        q = policy.target.layers.run(self.next_x).squeeze(2).amin(0)
+        self.next_x.actions.copy_(self.action[-rows:])
+        q = policy.target.layers.run(self.next_x.all).squeeze(2).amin(0)
         targets = soft_target(batch.rewards, batch.discounts, q, self.next_log_prob, temperature)
-        self.x[:, self.features :] = batch.actions.view(rows, self.size)
-        q = policy.critics.layers.run(self.x).squeeze(2)
+        self.x.actions.copy_(batch.actions.view(rows, self.size))
+        q = policy.critics.layers.run(self.x.all).squeeze(2)
         error = q - targets
         # the loss is half the squared error, so this is its slope
         policy.critics.layers.backprop((error * self.share).unsqueeze(2))
@@ -183,8 +194,8 @@ class WrittenOut:
         """
         policy, rows = self.policy, self.rows
         action, spread = self.action[:rows], self.spread[:rows]
-        self.x[:, self.features :] = action
-        q = policy.critics.layers.run(self.x).squeeze(2)
+        self.x.actions.copy_(action)
+        q = policy.critics.layers.run(self.x.all).squeeze(2)
         lowest, critic = q.min(0, keepdim=True)
         d_q = torch.zeros_like(q).scatter_(0, critic, -self.share.unsqueeze(0))
         d_action = policy.critics.layers.input_gradient(d_q.unsqueeze(2), self.features).sum(0)
