@@ -176,10 +176,14 @@ def _kind(entry: Mapping[str, Any]) -> str:
 
 
 def _box(entry: Mapping[str, Any]) -> dict[str, Any]:
-    shape = [int(n) for n in entry["_shape"]]
+    shape = _shape(entry)
     dtype = np.dtype(entry["dtype"])
     low, high = (_numbers(entry[end], math.prod(shape), dtype) for end in ("low", "high"))
     return {"kind": "Box", "shape": shape, "dtype": str(dtype), "low": low, "high": high}
+
+
+def _shape(entry: Mapping[str, Any]) -> list[int]:
+    return [int(n) for n in entry.get("_shape", entry.get("shape"))]  # "shape" in Gym before 0.18
 
 
 def _discrete(entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -187,7 +191,7 @@ def _discrete(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _multi_discrete(entry: Mapping[str, Any]) -> dict[str, Any]:
-    (count,) = entry["_shape"]
+    (count,) = _shape(entry)
     whole = np.dtype(np.int64)
     nvec = _numbers(entry["nvec"], count, whole)
     start = _numbers(entry["start"], count, whole) if "start" in entry else [0] * len(nvec)
@@ -195,7 +199,7 @@ def _multi_discrete(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _multi_binary(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": "MultiBinary", "shape": [int(n) for n in entry["_shape"]]}
+    return {"kind": "MultiBinary", "shape": _shape(entry)}
 
 
 _DOCUMENTS = {

@@ -1,5 +1,6 @@
 """A world of any spaces, and tiny SB3 models whose actions vary."""
 
+import copy
 import warnings
 
 import gymnasium
@@ -50,6 +51,7 @@ def model_of(kind, observation_space, action_space, steps=64, **settings):
         isinstance(part, spaces.Box) and part.dtype == np.uint8
         for part in getattr(observation_space, "spaces", {"": observation_space}).values()
     )
+    settings = copy.deepcopy(settings)  # SB3 writes into policy_kwargs
     policy = "MlpPolicy"
     if isinstance(observation_space, spaces.Dict):
         policy = "MultiInputPolicy"

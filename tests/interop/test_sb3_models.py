@@ -12,6 +12,7 @@ from rlgym.errors import CheckpointError, SpaceError, UserError
 from rlgym.interop import sb3_models
 from rlgym.spaces import Layout
 from tests.interop.sb3_worlds import ARM, BOX, IMAGE, MIXED, PIXELS, World, model_of, observations
+from tests.security.test_sb3_archives import model, saved
 
 LARGE = spaces.Box(-2, 2, (2, 2))
 PARTS = {"net_arch": {"pi": [16, 8], "vf": [12, 20]}, "activation_fn": nn.ReLU}
@@ -121,6 +122,29 @@ def test_zeros_that_fill_a_narrow_layer_stay_zero(tmp_path):
     assert weights["weight_1"][0, 4:].abs().max() == 0
     assert weights["weight_1"][1, :, 3:].abs().max() == 0
     assert weights["weight_1"][0, :4].abs().min() > 0
+
+
+def test_layers_that_old_versions_shared_stand_in_both_networks(tmp_path):
+    torch.manual_seed(0)
+    names = {
+        "mlp_extractor.shared_net.0": nn.Linear(2, 5),
+        "mlp_extractor.policy_net.0": nn.Linear(5, 3),
+        "mlp_extractor.value_net.0": nn.Linear(5, 4),
+        "action_net": nn.Linear(3, 2),
+        "value_net": nn.Linear(4, 1),
+    }
+    parameters = {"log_std": torch.zeros(2)}
+    for name, layer in names.items():
+        parameters |= {f"{name}.{key}": value for key, value in layer.state_dict().items()}
+    policy = sb3_models.load(model(tmp_path / "old.zip", parameters=saved(parameters)))
+    obs = torch.from_numpy(observations(spaces.Box(-1, 1, (2,))))
+    shared, actor, critic, action, value = names.values()
+    with torch.no_grad():
+        below = torch.tanh(shared(obs))
+        actions = action(torch.tanh(actor(below))).clamp(-1, 1)
+        values = value(torch.tanh(critic(below))).squeeze(1)
+        torch.testing.assert_close(policy.policy.values(obs), values, rtol=0, atol=1e-6)
+    same(policy.act(obs.numpy()), actions)
 
 
 # ---------------------------------------------------------------------------------- spaces

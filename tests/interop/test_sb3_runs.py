@@ -23,7 +23,7 @@ SMALL = {"net_arch": [8]}
 
 def pendulum(kind, path, steps=64):
     model = kind(
-        "MlpPolicy", "Pendulum-v1", seed=0, device="cpu", policy_kwargs=SMALL, **QUICK[kind]
+        "MlpPolicy", "Pendulum-v1", seed=0, device="cpu", policy_kwargs={**SMALL}, **QUICK[kind]
     )
     model.learn(steps)
     model.save(path)
@@ -33,7 +33,7 @@ def pendulum(kind, path, steps=64):
 # -------------------------------------------------------------------------------- runs
 
 
-@pytest.mark.parametrize("kind", [PPO, SAC, TD3])
+@pytest.mark.parametrize("kind", [PPO, pytest.param(SAC, marks=pytest.mark.slow), TD3])
 def test_an_imported_model_is_a_run_like_any_other(kind, tmp_path, capsys):
     model = pendulum(kind, tmp_path / "model.zip")
     run = str(tmp_path / "run")
@@ -184,7 +184,7 @@ def test_off_policy_algorithms_of_sb3_train_on_our_worlds(kind):
     from rlgym.interop.sb3 import to_sb3
 
     env = to_sb3(rlgym.make_vec("Pendulum-v1", 2, backend="sync"))
-    model = kind("MlpPolicy", env, device="cpu", policy_kwargs=SMALL, **QUICK[kind])
+    model = kind("MlpPolicy", env, device="cpu", policy_kwargs={**SMALL}, **QUICK[kind])
     model.learn(120)
     assert model.num_timesteps >= 120 and model._n_updates > 0
     env.close()
