@@ -21,6 +21,7 @@ TORQUES = spaces.Box(-1, 1, (3,), np.float32)
 SPACES = {
     "plain": (OBS, TORQUES, {}, {}),
     "layer norm": (OBS, TORQUES, {}, {"layer_norm": True, "num_critics": 3}),
+    "one critic": (OBS, TORQUES, {"activation": "tanh"}, {"num_critics": 1}),
     "gsde": (OBS, TORQUES, {"std": "gsde", "gsde_every": 1, "log_std_init": -1.0}, {}),
     "normalised": (OBS, TORQUES, {"normalize_obs": True}, {}),
     "image": (
@@ -222,7 +223,7 @@ def test_every_space_learns_and_is_repeatable(case):
         assert torch.equal(moved, own._target)
         assert not torch.equal(moved, target)
         assert all(np.isfinite(float(value)) for value in metrics.values())
-        assert isinstance(own.way, WrittenOut) == (case in ("plain", "normalised"))
+        assert isinstance(own.way, WrittenOut) == (case in ("plain", "one critic", "normalised"))
         states.append(own.state_dict())
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
