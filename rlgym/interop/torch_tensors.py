@@ -29,6 +29,8 @@ MAX_PICKLE_BYTES = 2 * 1024**2
 """A description of some ten thousand tensors; a network has some tens."""
 MAX_MEMBERS = 20_000
 """Entries of one archive; reading their names takes time and memory too."""
+MAX_SHARING = 8
+"""Bytes of all tensors over bytes of the file; SB3 lists a shared image encoder three times."""
 MAX_DIMS = 8
 """Axes of one tensor."""
 
@@ -95,7 +97,7 @@ def read_tensors(content: bytes, source: str) -> dict[str, Tensor]:
         if order != b"little":
             raise CheckpointError(f"{source} is in byte order {short(order)}: save it on a PC")
     program = read_member(archive, pickles[0], MAX_PICKLE_BYTES, source)
-    return _Walk(archive, f"{root}data/", source).run(program)
+    return _Walk(archive, f"{root}data/", source, MAX_SHARING * len(content)).run(program)
 
 
 def open_zip(file: IO[bytes], source: str) -> zipfile.ZipFile:
@@ -153,7 +155,8 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: int, source: str) ->
 class _Walk:
     """Acts out the pickle of a dict of tensors on values that can do nothing."""
 
-    def __init__(self, archive: zipfile.ZipFile, folder: str, source: str) -> None:
+    def __init__(self, archive: zipfile.ZipFile, folder: str, source: str, room: int) -> None:
+        self.room = room  # bytes that tensors may still take
         self.archive = archive
         self.folder = folder
         self.source = source
@@ -264,7 +267,9 @@ class _Walk:
             raise self._refusal("its pickle refers to something that is not a tensor's storage")
         _, _, key, _, count = persistent
         if not (isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 9):
-            raise self._refusal(f"storage {short(key)} cannot be one of torch.save's")
+            # not shown when it is no text: tuples of tuples can print as gigabytes
+            what = short(key) if isinstance(key, str) else "without a name"
+            raise self._refusal(f"storage {what} cannot be one of torch.save's")
         dtype = np.dtype(_STORAGES[kind.text])
         if key not in self.storages:
             name = f"{self.folder}{key}"
@@ -274,8 +279,9 @@ class _Walk:
             self.storages[key] = _Storage(np.frombuffer(content, dtype))
         storage = self.storages[key]
         if storage.values.dtype != dtype or type(count) is not int or len(storage.values) != count:
+            claim = f"{count:,}" if type(count) is int else "something else than"
             raise self._refusal(
-                f"storage {key} claims {short(count)} numbers and holds {len(storage.values)}"
+                f"storage {key} claims {claim} numbers and holds {len(storage.values):,}"
             )
         return storage
 
@@ -293,6 +299,9 @@ class _Walk:
                 f"a tensor claims the shape {short(list(shape))}, and its storage holds "
                 f"{len(flat)} numbers"
             )
+        self.room -= count * flat.itemsize
+        if self.room < 0:
+            raise self._refusal("its tensors share their bytes too often to be a network's")
         if not count:
             return torch.empty(shape)
         steps = [step * flat.itemsize for step in stride]

@@ -129,6 +129,17 @@ HOSTILE = {
     "not-a-pickle": (b"hello", "damaged|instruction"),
     "empty": (b"", "damaged"),
     "laughs": (b"\x80\x02)" + b"q\x00h\x00\x86" * 200 + b".", "end with one dict"),
+    "laughs-as-a-storage": (
+        b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n)"
+        + b"q\x00h\x00\x86" * 200
+        + b"X\x03\x00\x00\x00cpuK\x04tQ.",
+        "without a name",
+    ),
+    "laughs-as-a-count": (
+        b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+        b"X\x03\x00\x00\x00cpu)" + b"q\x00h\x00\x86" * 200 + b"tQ.",
+        "claims something else",
+    ),
     "persistent": (b"\x80\x02X\x01\x00\x00\x00aQ.", "not a tensor's storage"),
 }
 
@@ -191,6 +202,13 @@ def test_the_program_of_the_tests_is_right():
     assert torch.equal(read, torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
     assert torch.equal(read_tensors(tensor_file(stride=(1, 2)), "it")["w"], read.t())
     assert torch.equal(torch.load(io.BytesIO(tensor_file()), weights_only=True)["w"], read)
+
+
+def test_tensors_that_multiply_their_bytes_are_refused(tmp_path):
+    many = {f"a{i}": torch.zeros(100_000) for i in range(2)}
+    names = {f"b{i}": many["a0"][:] for i in range(20)}  # one storage under twenty names
+    path = model(tmp_path / "model.zip", parameters=saved(many | names))
+    assert "share their bytes too often" in refused(CheckpointError, tmp_path, read_archive, path)
 
 
 @pytest.mark.parametrize(
