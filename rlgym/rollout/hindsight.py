@@ -55,25 +55,25 @@ class Hindsight:
         """Rewards of steps that reached `achieved` when `desired` was the goal.
 
         Args:
-            achieved: (B, n, *goal).
+            achieved: (n, B, *goal).
             desired: (B, *goal).
 
         Returns:
-            (B, n) float32 on the same device.
+            (n, B) float32 on the same device.
 
         Raises:
             UserError: the world's function takes one goal at a time.
         """
-        B, n = achieved.shape[:2]
+        n, B = achieved.shape[:2]
         reached = achieved.flatten(0, 1).numpy(force=True)
-        wanted = desired[:, None].expand(achieved.shape).flatten(0, 1).numpy(force=True)
+        wanted = desired.expand(achieved.shape).flatten(0, 1).numpy(force=True)
         found = np.asarray(self.compute_reward(reached, wanted, {}), np.float32)
-        if found.shape != (B * n,):
+        if found.shape != (n * B,):
             raise UserError(
-                f"compute_reward gave shape {list(found.shape)} for {B * n} goals: make it work on "
+                f"compute_reward gave shape {list(found.shape)} for {n * B} goals: make it work on "
                 "batches (sums over the last axis only), or pass --algo.hindsight 0"
             )
-        return torch.from_numpy(found).view(B, n).to(achieved.device)
+        return torch.from_numpy(found).view(n, B).to(achieved.device)
 
 
 def rows_left(flags: np.ndarray, final: int) -> np.ndarray:

@@ -75,15 +75,15 @@ class Priorities:
         strata = torch.arange(batch_size, device=device)[:, None]
         # 1 - 2^-24 keeps the last share below 1 after rounding
         noise[0].add_(strata).mul_((1.0 - 2.0**-24) / batch_size)
-        sums = self.levels[0].expand(batch_size, WIDTH).cumsum(1)
-        total = sums[:, -1:]
-        row = (sums <= noise[0] * total).sum(1)
+        sums = self.levels[0].cumsum(1)[0]
+        total = sums[-1]
+        row = torch.searchsorted(sums, noise[0, :, 0] * total, right=True)
         for level, uniform in zip(self.levels[1:], noise[1:], strict=True):
             sums = level.index_select(0, row).cumsum(1)
-            child = (sums <= uniform * sums[:, -1:]).sum(1)
-            row = row.mul_(WIDTH).add_(child).clamp_(max=level.numel() - 1)
+            child = torch.searchsorted(sums, uniform * sums[:, -1:], right=True)
+            row = row.mul_(WIDTH).add_(child[:, 0]).clamp_(max=level.numel() - 1)
         row = row.clamp_(max=self.size - 1)
-        chance = self.levels[-1].view(-1).index_select(0, row) / total[:, 0]
+        chance = self.levels[-1].view(-1).index_select(0, row) / total
         weights = chance.clamp_(min=1e-30).pow_(-self.beta)
         return row, weights / weights.max()
 

@@ -113,8 +113,8 @@ class ReplayBuffer(Ring):
         flags = np.arange(OPEN + 1)
         outcomes = np.stack((gamma * (flags & TERMINATED == 0), flags < FINAL))
         self._outcomes = torch.from_numpy(outcomes.astype(np.float32)).to(self.device)
-        self._steps = torch.arange(n_step + 1, device=self.device)
-        self._gammas = gamma ** self._steps.float()
+        steps = torch.arange(n_step + 1, device=self.device)
+        self._gammas, self._offsets = gamma ** steps.float(), steps[:, None] * num_envs
         self._prepare()
 
     @staticmethod
@@ -227,12 +227,14 @@ class ReplayBuffer(Ring):
             index, importance = self._priorities.draw(batch_size, generator)
         flags = self._copies["flags"].index_select(0, index)
         discounts, weights = self._outcomes.index_select(1, flags).unbind(0)
-        if self.n_step == 1 and self.hindsight is None:
-            rewards = self._copies["rewards"].index_select(0, index)
+        if self.hindsight is not None:
+            goals = self._goals(index, self.hindsight, generator)
+        if self.n_step == 1:
             following = (index + self.num_envs).remainder_(self._size)
+            rewards = self._copies["rewards"].index_select(0, index)
+            if goals is not None:
+                rewards = self._relabelled(following[None], rewards[None], goals)[0]
         else:
-            if self.hindsight is not None:
-                goals = self._goals(index, self.hindsight, generator)
             rewards, discounts, following = self._walk(index, goals)
         if importance is not None:
             weights = weights * importance
@@ -286,24 +288,22 @@ class ReplayBuffer(Ring):
         Returns:
             Sums, discounts (B,) and the indices of the rows after the last summed one.
         """
-        n = self.n_step
-        path = (index[:, None] + self.num_envs * self._steps[:n]).remainder_(self._size)
-        flags = self._copies["flags"][path]
+        n, B = self.n_step, len(index)
+        path = (index + self._offsets).remainder_(self._size)  # (n + 1, B): steps lie in rows
+        rows = path[:n].view(-1)
+        flags = self._copies["flags"].index_select(0, rows).view(n, B)
+        rewards = self._copies["rewards"].index_select(0, rows).view(n, B)
+        if goals is not None:
+            rewards = self._relabelled(path[1:], rewards, goals)
         # A step counts when the one before ended nothing and it is not the open row itself.
-        goes_on = ((flags[:, :-1] == 0) & (flags[:, 1:] < FINAL)).float().cumprod(1)
-        counts = torch.cat((torch.ones_like(goes_on[:, :1]), goes_on), 1) if n > 1 else None
-        rewards = self._copies["rewards"][path]
-        if goals is not None and self.hindsight is not None:
-            rewards = self._relabelled(path, rewards, goals, self.hindsight)
-        if counts is None:
-            steps, ended = torch.ones_like(index), (flags & TERMINATED)[:, 0]
-        else:
-            steps = counts.sum(1).long()
-            ended = ((flags & TERMINATED) * counts).sum(1)
-            rewards = rewards * counts
-        discounts = self._gammas.index_select(0, steps) * (1 - ended)
-        following = (index + self.num_envs * steps).remainder_(self._size)
-        return (rewards * self._gammas[:n]).sum(1), discounts, following
+        counts = torch.ones_like(rewards)
+        counts[1:] = (flags[:-1] == 0) & (flags[1:] < FINAL)
+        counts = counts.cumprod(0)
+        steps = counts.sum(0, keepdim=True).long()
+        goes_on = 1.0 - (counts * (flags & TERMINATED)).sum(0)
+        discounts = self._gammas.index_select(0, steps[0]) * goes_on
+        total = self._gammas[:n] @ rewards.mul(counts)
+        return total, discounts, path.gather(0, steps)[0]
 
     def _goals(
         self, index: Tensor, hindsight: Hindsight, generator: torch.Generator
@@ -324,11 +324,10 @@ class ReplayBuffer(Ring):
         goals = self._fields[f"obs/{ACHIEVED}"].index_select(0, place)
         return (noise[0] < hindsight.share).view(-1, *[1] * (goals.ndim - 1)), goals
 
-    def _relabelled(
-        self, path: Tensor, rewards: Tensor, goals: tuple[Tensor, Tensor], hindsight: Hindsight
-    ) -> Tensor:
-        """Rewards (B, n) of the rows `path` under the new goals."""
+    def _relabelled(self, after: Tensor, rewards: Tensor, goals: tuple[Tensor, Tensor]) -> Tensor:
+        """Rewards (n, B) of steps that led to the rows `after` (n, B), under the new goals."""
         chosen, desired = goals
-        reached = self._fields[f"obs/{ACHIEVED}"][(path + self.num_envs).remainder_(self._size)]
-        found = hindsight.rewards(reached, desired)
-        return torch.where(chosen.view(-1, 1), found, rewards)
+        achieved = self._fields[f"obs/{ACHIEVED}"].index_select(0, after.reshape(-1))
+        assert self.hindsight is not None
+        found = self.hindsight.rewards(achieved.view(*after.shape, *achieved.shape[1:]), desired)
+        return torch.where(chosen.flatten(), found, rewards)

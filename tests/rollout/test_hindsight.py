@@ -187,9 +187,9 @@ def test_rewards_of_panda_reach_are_its_own():
         obs, _ = world.reset(seed=0)
         achieved, desired = obs["achieved_goal"], obs["desired_goal"]
         found = Hindsight(0.8, world.unwrapped.compute_reward).rewards(
-            torch.tensor(np.stack((achieved, desired)))[:, None].float(),
+            torch.tensor(np.stack((achieved, desired)))[None].float(),
             torch.tensor(np.stack((desired, desired))).float(),
         )
-        assert found.tolist() == [[-1.0], [0.0]]
+        assert found.tolist() == [[-1.0, 0.0]]
     finally:
         world.close()
