@@ -32,7 +32,7 @@ from rlgym.training.worlds import choose_device, make_worlds, settle, world_seed
 SLOW_UPDATE = 1.0
 """Seconds of an update from which on the learner is copied at each boundary: a signal in the middle
 of a shorter one can wait for its end."""
-UNSAVED_BYTES = 256 * 1024**2
+UNSAVED_BYTES = 128 * 1024**2
 """Bytes of the replay buffer that are on no disk, from which on a save is due: what a signal would
 leave to be written within its ten seconds."""
 RETRY_STEPS = 1000

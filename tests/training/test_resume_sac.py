@@ -169,7 +169,7 @@ rlgym.train(Wide, run_dir=sys.argv[2], preset=None, console="off", hooks=Tell(),
     ("steps", "every"), [(500, 170), pytest.param(22_000, 0, marks=pytest.mark.slow)]
 )
 def test_a_run_with_a_large_buffer_exits_in_time_and_has_saved_all_of_it(tmp_path, steps, every):
-    """50 MB, and 2.2 GB saved whenever 256 MB are new."""
+    """50 MB, and 2.2 GB saved whenever 128 MB are new."""
     request = json.dumps({"wait": steps, "every": every, "rows": steps * 2})
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, request, str(tmp_path)], stdout=subprocess.PIPE, text=True
