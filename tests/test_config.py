@@ -279,6 +279,6 @@ def test_every_field_has_its_line():
 
 
 def test_finding_a_preset_is_quick():
-    started = time.perf_counter()
+    started = time.process_time()
     preset_for("Nowhere-v0")
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
