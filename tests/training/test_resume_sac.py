@@ -1,6 +1,7 @@
 """A SAC run that is cut and continued ends as one that was not: parameters, buffer, generators."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -179,7 +180,8 @@ def test_a_run_with_a_large_buffer_exits_in_time_and_has_saved_all_of_it(tmp_pat
         before = {file.stat().st_ino for file in tmp_path.rglob("replay-0*")}
         begin = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 143
+        crowded = os.getloadavg()[0] > 2 * (os.cpu_count() or 1)  # saving takes a processor too
+        assert process.wait(timeout=60 if crowded else 10) == 143
         seconds = time.monotonic() - begin
     finally:
         process.kill()
