@@ -158,11 +158,18 @@ class Ensemble(nn.Module):
             x = out
         return torch.baddbmm(self._head_bias, x, self._transposed()[-1])
 
-    def backprop(self, d_outputs: Tensor) -> None:
+    @property
+    def last(self) -> Tensor:
+        """The last `run`'s last hidden layer (members, B, width); the next one overwrites it."""
+        assert self._last is not None, "run comes first"
+        return self._last[1].hidden[-1] if self.hidden else self._last[0]
+
+    def backprop(self, d_outputs: Tensor, d_last: Tensor | None = None) -> None:
         """Write each parameter's gradient into its `.grad`; it belongs to the last `run`.
 
         Args:
             d_outputs: (members, R, outputs) gradients of the first R rows; the others have none.
+            d_last: (members, R, width) gradient of the last hidden layer besides that.
         """
         assert self._last is not None, "run comes first"
         x, work = self._last
@@ -170,7 +177,7 @@ class Ensemble(nn.Module):
         x = x[:, : d_outputs.shape[1]]
         torch.bmm(d_outputs.mT, first[-1][0] if first else x, out=self._head_weight.grad)
         torch.sum(d_outputs, 1, keepdim=True, out=self._head_bias.grad)
-        for i, d in self._descend(d_outputs, first):
+        for i, d in self._descend(d_outputs, first, d_last):
             weight, bias = self._layers[i]
             torch.bmm(first[i - 1][1] if i else x.mT, d, out=weight.grad)
             torch.sum(d, 1, keepdim=True, out=bias.grad)
@@ -193,13 +200,15 @@ class Ensemble(nn.Module):
         return torch.bmm(d, self._transposed()[0][:, :, begin:])
 
     def _descend(
-        self, d_outputs: Tensor, first: list[tuple[Tensor, ...]]
+        self, d_outputs: Tensor, first: list[tuple[Tensor, ...]], d_last: Tensor | None = None
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield each layer's number and the gradient of its activation's input, last first."""
         d, above, transposed = d_outputs, self._head_weight, self._transposed()
         for i in reversed(range(len(self.hidden))):
             hidden, _, scratch, grad = first[i]
             torch.bmm(d, above, out=grad)
+            if d_last is not None and i == len(first) - 1:
+                grad.add_(d_last)
             _undo(self.activation, grad, hidden, scratch)
             yield i, grad
             d, above = grad, transposed[i]

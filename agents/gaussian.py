@@ -193,6 +193,8 @@ class StateDependentNoise(nn.Module):
     def sample(self, params: Tensor, noise: Tensor, mask: Tensor | None = None) -> Tensor:
         mean, latent = params.split((self.num_params, self.latent_size), -1)
         matrix = noise.reshape(-1, self.latent_size, self.num_params) * self.log_std.exp()
+        if len(matrix) == 1:  # the same for all rows
+            return (mean + latent @ matrix[0]).reshape(-1, *self.shape)
         return (mean + (latent.unsqueeze(1) @ matrix).squeeze(1)).reshape(-1, *self.shape)
 
     def mode(self, params: Tensor, mask: Tensor | None = None) -> Tensor:

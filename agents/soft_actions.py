@@ -259,6 +259,8 @@ class SoftActions:
     def columns(self, actions: Tree[Tensor]) -> tuple[Tensor, Tensor | None]:
         """Stored actions as the critics' input (B, D) and the choices made (B, M) or None."""
         tree: Any = actions
+        if self.layout.single and self.size:
+            return tree.flatten(1), None
         leaves: list[Tensor] = [tree] if self.layout.single else [tree[key] for key in self.keys]
         pairs = list(zip(self.parts, leaves, strict=True))
         continuous = [leaf.flatten(1) for part, leaf in pairs if part.size]

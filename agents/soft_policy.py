@@ -263,14 +263,12 @@ class SoftPolicy(nn.Module):
             self.preparation.update_normalizers(buffer.obs, buffer.active)
 
     def is_plain(self) -> bool:
-        """Whether gradients can be written out: vectors in, one squashed Gaussian out."""
+        """Whether gradients can be written out: vectors in, Box actions out, no layer norm."""
         return (
             type(self).forward is SoftPolicy.forward
             and not self.has_own_network
             and not self.preparation.images
-            and self.action_layout.single
-            and self.actions.size > 0
-            and self.distribution.latent_size == 0
+            and self.actions.choices == 0
             and not self.critics.layers.layer_norm
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlgym.agents.gaussian import LOG_STD_RANGE
+from rlgym.agents.gaussian import LOG_STD_RANGE, Gaussian
 from rlgym.agents.losses import actor_loss, critic_loss, soft_target
 from rlgym.agents.optimizer import FlatAdam
 from rlgym.agents.soft_actions import Draw
@@ -107,18 +107,22 @@ class _CriticInput:
 
 
 class WrittenOut:
-    """Vectors in, one squashed Gaussian out, no layer normalisation: no autograd at all.
+    """Vectors in, Box actions out, no layer normalisation.
 
     The actor runs once, on the observations before and after together. Everything else is done in
-    arrays that are there already.
+    arrays that are there already. Autograd is asked for nothing where the actions are one Gaussian;
+    else, as for state-dependent noise, for what lies between the actor's layers and the actions.
     """
 
     def __init__(self, policy: SoftPolicy) -> None:
         self.policy = policy
-        self.without_autograd = True
+        distribution = policy.distribution
+        self.without_autograd = isinstance(distribution, Gaussian)
+        self.own = list(distribution.parameters())
+        self.outputs = distribution.num_params
         self.size = policy.actions.size
         self.features = policy.critics.features.size
-        self.log_std_init = policy.distribution.log_std_init
+        self.log_std_init = getattr(distribution, "log_std_init", 0.0)
         self._kept: dict[Any, tuple[_CriticInput, _CriticInput]] = {}
 
     def begin(self, batch: Any, noises: list[Tensor], with_actor: bool) -> Tensor | None:
@@ -132,12 +136,12 @@ class WrittenOut:
         seen = later["vector"]
         if with_actor:
             seen = torch.cat((now["vector"], seen))
-        log_probs = self._act(policy.actor.layers.run(seen)[0], noises[0])
-        self.next_log_prob = log_probs[-rows:]
-        if not with_actor:
-            return None
-        self.log_prob = log_probs[:rows]
-        return self.log_prob
+        params = policy.actor.layers.run(seen)[0]
+        if self.without_autograd:
+            self._act(params, noises[0])
+        else:
+            self._draw(params, noises, with_actor)
+        return self.log_prob if with_actor else None
 
     def _critic_inputs(
         self, now: dict[str, Tensor], later: dict[str, Tensor]
@@ -157,7 +161,21 @@ class WrittenOut:
                 array.privileged.copy_(inputs["privileged"])
         return arrays
 
-    def _act(self, params: Tensor, noise: Tensor) -> Tensor:
+    def _draw(self, params: Tensor, noises: list[Tensor], with_actor: bool) -> None:
+        """Sample, with a graph that begins at the actor's outputs and its last layer."""
+        actions, rows = self.policy.actions, self.rows
+        if self.policy.distribution.latent_size:
+            params = torch.cat((params, self.policy.actor.layers.last[0]), 1)
+        later = actions.draw(params[-rows:], [noise[-rows:] for noise in noises], None)
+        self.next_action, self.next_log_prob = later.continuous, later.log_prob
+        if with_actor:
+            self.params = params[:rows].requires_grad_()
+            with torch.enable_grad():
+                now = actions.draw(self.params, [noise[:rows] for noise in noises], None)
+            self.drawn = now.continuous, now.log_prob
+            self.action, self.log_prob = now.continuous.detach(), now.log_prob.detach()
+
+    def _act(self, params: Tensor, noise: Tensor) -> None:
         """Sample; log p = -sum(noise^2 / 2 + log std + log sqrt(2 pi) + log(1 - tanh(raw)^2))."""
         mean, log_std = params.chunk(2, 1)
         if self.log_std_init:
@@ -168,18 +186,20 @@ class WrittenOut:
         # log(1 - tanh(x)^2) = 2 (log 2 - x - softplus(-2 x)), which is stable for large |x|
         slope = torch.nn.functional.softplus(raw * -2.0).add_(raw)
         terms = torch.addcmul(clamped, noise, noise, value=0.5).sub_(slope, alpha=2.0)
-        self.action = raw.tanh_()
-        self.spread = spread
-        self.free = log_std == clamped  # where the gradient passes the clamp
-        return terms.sum(1).add_(self.size * (_LOG_SQRT_2PI + 2.0 * _LOG_2)).neg_()
+        action, rows = raw.tanh_(), self.rows
+        log_probs = terms.sum(1).add_(self.size * (_LOG_SQRT_2PI + 2.0 * _LOG_2)).neg_()
+        self.next_action, self.next_log_prob = action[-rows:], log_probs[-rows:]
+        self.action, self.log_prob = action[:rows], log_probs[:rows]
+        self.spread = spread[:rows]
+        self.free = log_std[:rows] == clamped[:rows]  # where the gradient passes the clamp
 
     def critic_gradient(self, temperature: Tensor) -> tuple[Tensor, Tensor]:
         """See `Autograd.critic_gradient`."""
-        policy, batch, rows = self.policy, self.batch, self.rows
-        self.next_x.actions.copy_(self.action[-rows:])
+        policy, batch = self.policy, self.batch
+        self.next_x.actions.copy_(self.next_action)
         q = policy.target.layers.run(self.next_x.all).squeeze(2).amin(0)
         targets = soft_target(batch.rewards, batch.discounts, q, self.next_log_prob, temperature)
-        self.x.actions.copy_(batch.actions.view(rows, self.size))
+        self.x.actions.copy_(policy.actions.columns(batch.actions)[0])
         q = policy.critics.layers.run(self.x.all).squeeze(2)
         error = q - targets
         # the loss is half the squared error, so this is its slope
@@ -187,21 +207,35 @@ class WrittenOut:
         return q, error
 
     def actor_gradient(self, temperature: Tensor) -> Tensor:
-        """See `Autograd.actor_gradient`.
-
-        d log p / d raw = 2 tanh(raw), d log p / d log_std = that times std * noise - 1: the noise
-        is given, so the Gaussian's own exponent does not move.
-        """
-        policy, rows = self.policy, self.rows
-        action, spread = self.action[:rows], self.spread[:rows]
-        self.x.actions.copy_(action)
+        """See `Autograd.actor_gradient`."""
+        policy = self.policy
+        self.x.actions.copy_(self.action)
         q = policy.critics.layers.run(self.x.all).squeeze(2)
         lowest, critic = q.min(0, keepdim=True)
         d_q = torch.zeros_like(q).scatter_(0, critic, -self.share.unsqueeze(0))
         d_action = policy.critics.layers.input_gradient(d_q.unsqueeze(2), self.features).sum(0)
-        entropy = (self.share * temperature).unsqueeze(1)  # d loss / d log p
-        d_raw = d_action.addcmul_(d_action * action, action, value=-1.0)
-        d_raw.addcmul_(entropy, action, value=2.0)
-        d_log_std = (d_raw * spread).sub_(entropy).mul_(self.free[:rows])
-        policy.actor.layers.backprop(torch.cat((d_raw, d_log_std), 1).unsqueeze(0))
+        d_log_prob = self.share * temperature
+        if self.without_autograd:
+            self._pull_back(d_action, d_log_prob.unsqueeze(1))
+        else:
+            d_params, *d_own = torch.autograd.grad(
+                self.drawn, (self.params, *self.own), (d_action, d_log_prob)
+            )
+            for parameter, gradient in zip(self.own, d_own, strict=True):
+                parameter.grad.copy_(gradient)  # type: ignore[union-attr]
+            d_outputs, d_last = d_params.tensor_split((self.outputs,), 1)
+            latent = d_last.unsqueeze(0) if d_last.shape[1] else None
+            policy.actor.layers.backprop(d_outputs.unsqueeze(0), latent)
         return torch.dot(self.share, temperature * self.log_prob - lowest[0])
+
+    def _pull_back(self, d_action: Tensor, d_log_prob: Tensor) -> None:
+        """Turn gradients of actions (B, D) and log-probabilities (B, 1) into the actor's.
+
+        d log p / d raw = 2 tanh(raw), d log p / d log_std = that times std * noise - 1: the noise
+        is given, so the Gaussian's own exponent does not move.
+        """
+        action = self.action
+        d_raw = d_action.addcmul_(d_action * action, action, value=-1.0)
+        d_raw.addcmul_(d_log_prob, action, value=2.0)
+        d_log_std = (d_raw * self.spread).sub_(d_log_prob).mul_(self.free)
+        self.policy.actor.layers.backprop(torch.cat((d_raw, d_log_std), 1).unsqueeze(0))

@@ -18,6 +18,7 @@ from tests.agents.transitions import Fixed, batch, learner
 
 OBS = spaces.Box(-1, 1, (4,), np.float32)
 TORQUES = spaces.Box(-1, 1, (3,), np.float32)
+ARM = spaces.Box(-2, 2, (2, 2), np.float32)
 SPACES = {
     "plain": (OBS, TORQUES, {}, {}),
     "layer norm": (OBS, TORQUES, {}, {"layer_norm": True, "num_critics": 3}),
@@ -144,9 +145,10 @@ def test_updates_equal_stable_baselines(monkeypatch, temperature, way):
 
 def gradients(way, dtype, obs_space, network):
     """One step's gradients, the critics' and the actor's, and the numbers that it returns."""
-    policy = learner(obs_space, TORQUES, network).policy.to(dtype)
+    space = spaces.Tuple((TORQUES, ARM)) if network.pop("joint", False) else TORQUES
+    policy = learner(obs_space, space, network).policy.to(dtype)
     with torch.no_grad():  # a clamped log_std in some rows, and critics unlike their copies
-        policy.actor.layers.head_bias[0, 0, 4] = 1.9
+        policy.actor.layers.head_bias[0, 0, -2] = 1.9
         policy.critics.layers.head_bias.add_(0.3)
     own = SAC(policy, SACConfig())
     data = batch(policy, 40)
@@ -154,28 +156,39 @@ def gradients(way, dtype, obs_space, network):
         tree = getattr(data, name)
         if isinstance(tree, torch.Tensor):
             setattr(data, name, tree.to(dtype))
-    noise = torch.randn(80, 3, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    noises = [
+        noise.to(dtype)
+        for noise in policy.actions.learner_noise(80, torch.Generator().manual_seed(1))
+    ]
     temperature = torch.tensor(0.7, dtype=dtype)
     assert isinstance(own.way, WrittenOut)
     if way is Autograd:
         own.way = Autograd(policy, own.actor_optimizer, own.critic_optimizer)
     with torch.no_grad():
-        log_probs = own.way.begin(data, [noise], True)
+        log_probs = own.way.begin(data, noises, True)
         numbers = [log_probs, *own.way.critic_gradient(temperature)]
         numbers.append(own.way.actor_gradient(temperature))
     return [own.critic_optimizer.grad, own.actor_optimizer.grad, *numbers]
 
 
-@pytest.mark.parametrize("case", ["relu", "tanh", "elu", "silu", "normalised", "privileged"])
+@pytest.mark.parametrize(
+    "case", ["relu", "tanh", "elu", "silu", "normalised", "privileged", "gsde", "joint"]
+)
 def test_written_out_gradients_equal_autograds(case):
     network, obs_space, dtype = {"log_std_init": 0.2}, OBS, torch.float32
     if case == "normalised":
         network["normalize_obs"] = True
     elif case == "privileged":
         obs_space = spaces.Dict({"seen": OBS, "privileged": OBS, "room": spaces.Discrete(3)})
+    elif case == "gsde":
+        network = {"std": "gsde", "gsde_every": 1, "log_std_init": -1.0}
+    elif case == "joint":
+        network["joint"] = True
     else:
         network["activation"], dtype = case, torch.float64
-    written, wanted = (gradients(way, dtype, obs_space, network) for way in (WrittenOut, Autograd))
+    written, wanted = (
+        gradients(way, dtype, obs_space, dict(network)) for way in (WrittenOut, Autograd)
+    )
     assert min(wanted[0].abs().max(), wanted[1].abs().max()) > 1e-3
     tolerance = 1e-6 if dtype is torch.float32 else 1e-12
     for got, want in zip(written, wanted, strict=True):
@@ -223,7 +236,9 @@ def test_every_space_learns_and_is_repeatable(case):
         assert torch.equal(moved, own._target)
         assert not torch.equal(moved, target)
         assert all(np.isfinite(float(value)) for value in metrics.values())
-        assert isinstance(own.way, WrittenOut) == (case in ("plain", "one critic", "normalised"))
+        assert isinstance(own.way, WrittenOut) == (
+            case in ("plain", "one critic", "normalised", "gsde")
+        )
         states.append(own.state_dict())
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
