@@ -154,7 +154,7 @@ class HostCollector:
         """
         begin = perf_counter()
         self._stats = stats = CollectStats()
-        buffer, T = self.buffer, self.buffer.num_steps
+        T = self.buffer.num_steps
         noise = self.policy.noise(T, self.env.num_envs, self.generator)
         noises = [_noise_rows(noise, rows, T) for rows in self._groups]
         self._carry_over()
