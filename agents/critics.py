@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlgym.agents.towers import _FORWARD, _PLAIN, _undo
+from rlgym.agents.towers import ACTIVATIONS, LAYERS, undo_activation
 from rlgym.errors import UserError
 
 
@@ -75,8 +75,8 @@ class Ensemble(nn.Module):
         layer_norm: bool = False,
     ) -> None:
         super().__init__()
-        if activation not in _FORWARD:
-            raise UserError(f"unknown activation {activation!r}: use one of {', '.join(_FORWARD)}")
+        if activation not in LAYERS:
+            raise UserError(f"unknown activation {activation!r}: use one of {', '.join(LAYERS)}")
         if members < 1:
             raise UserError(f"num_critics is {members}: give at least 1 with --algo.num-critics")
         self.members = members
@@ -117,7 +117,7 @@ class Ensemble(nn.Module):
         Returns:
             (members, B, outputs), and the last hidden layer (members, B, width).
         """
-        function = _PLAIN[self.activation]
+        function = ACTIVATIONS[self.activation]
         x = self._batched(x)
         for weight, bias, *norm in self._layers:
             x = torch.baddbmm(bias, x, weight)
@@ -131,7 +131,7 @@ class Ensemble(nn.Module):
         if self.layer_norm:
             outputs, last = self(x)
             return outputs[0], last[0]
-        function = _PLAIN[self.activation]
+        function = ACTIVATIONS[self.activation]
         self._refresh()
         *layers, (weight, bias) = self._views[2]
         for own_weight, own_bias in layers:
@@ -150,7 +150,7 @@ class Ensemble(nn.Module):
             self._kept = {key: _Work(x, self.hidden)}  # batches have one size
             work = self._kept[key]
         self._last = (x, work)
-        layer = _FORWARD[self.activation]
+        layer = LAYERS[self.activation]
         for (weight, bias), out, scratch in zip(
             self._layers, work.hidden, work.scratch, strict=True
         ):
@@ -209,7 +209,7 @@ class Ensemble(nn.Module):
             torch.bmm(d, above, out=grad)
             if d_last is not None and i == len(first) - 1:
                 grad.add_(d_last)
-            _undo(self.activation, grad, hidden, scratch)
+            undo_activation(self.activation, grad, hidden, scratch)
             yield i, grad
             d, above = grad, transposed[i]
 

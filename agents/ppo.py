@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlgym.agents.learner_state import parts_of
 from rlgym.agents.losses import (
     approximate_kl,
     explained_variance,
@@ -31,7 +32,7 @@ from rlgym.agents.optimizer import FlatAdam
 from rlgym.agents.policy import ActorCritic
 from rlgym.agents.rows import cut_rows, map_rows
 from rlgym.config import PPOConfig
-from rlgym.errors import CheckpointError, UserError
+from rlgym.errors import UserError
 from rlgym.spaces import Tree
 
 KL_STOP = 1.5
@@ -427,21 +428,7 @@ class PPO:
         Raises:
             CheckpointError: when names or shapes differ; the first difference is named.
         """
-        expected = self.state_dict()
-        for name in sorted(expected.keys() ^ state.keys()):
-            where = "checkpoint" if name in expected else "policy"
-            raise CheckpointError(f"the {where} has no {name!r}: build the policy as it was saved")
-        for name, tensor in expected.items():
-            if tensor.shape != state[name].shape:
-                raise CheckpointError(
-                    f"{name!r} is {list(state[name].shape)} in the checkpoint and "
-                    f"{list(tensor.shape)} here: build the policy as it was saved"
-                )
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-        for name, tensor in state.items():
-            part, _, rest = name.partition(".")
-            if part in parts:
-                parts[part][rest] = tensor
+        parts = parts_of(state, self.state_dict())
         self.policy.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.n_updates.copy_(state["n_updates"])

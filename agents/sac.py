@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlgym.agents.learner_state import parts_of
 from rlgym.agents.losses import temperature_loss
 from rlgym.agents.optimizer import FlatAdam, flatten
 from rlgym.agents.soft_policy import SoftPolicy
 from rlgym.agents.soft_updates import Autograd, WrittenOut
 from rlgym.config import SACConfig
-from rlgym.errors import CheckpointError, UserError
+from rlgym.errors import UserError
 
 
 class SAC:
@@ -178,20 +179,7 @@ class SAC:
         Raises:
             CheckpointError: when names or shapes differ; the first difference is named.
         """
-        expected = self.state_dict()
-        for name in sorted(expected.keys() ^ state.keys()):
-            where = "checkpoint" if name in expected else "policy"
-            raise CheckpointError(f"the {where} has no {name!r}: build the policy as it was saved")
-        for name, tensor in expected.items():
-            if tensor.shape != state[name].shape:
-                raise CheckpointError(
-                    f"{name!r} is {list(state[name].shape)} in the checkpoint and "
-                    f"{list(tensor.shape)} here: build the policy as it was saved"
-                )
-        parts: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in state.items():
-            part, _, rest = name.partition(".")
-            parts.setdefault(part, {})[rest] = tensor
+        parts = parts_of(state, self.state_dict())
         self.policy.load_state_dict(parts["model"])
         for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(parts[name])

@@ -77,8 +77,8 @@ class Towers(nn.Module):
         outputs: int,
     ) -> None:
         super().__init__()
-        if activation not in _FORWARD:
-            raise UserError(f"unknown activation {activation!r}: use one of {', '.join(_FORWARD)}")
+        if activation not in LAYERS:
+            raise UserError(f"unknown activation {activation!r}: use one of {', '.join(LAYERS)}")
         self.hidden = tuple(hidden)
         self.activation = activation
         self.actor_inputs = actor_inputs
@@ -126,7 +126,7 @@ class Towers(nn.Module):
     def actor(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The actor alone on (B, actor_inputs), without gradient: its outputs and last layer."""
         views = self._actor_views()
-        function = _PLAIN[self.activation]
+        function = ACTIVATIONS[self.activation]
         for weight, bias in views[:-1]:
             x = function(torch.addmm(bias, x, weight))
         weight, bias = views[-1]
@@ -201,7 +201,7 @@ class Towers(nn.Module):
 
 _LOG2_E = 1.0 / math.log(2.0)
 _MINUS_ONE = torch.tensor(-1.0)
-_PLAIN = {
+ACTIVATIONS = {
     "tanh": torch.tanh,
     "relu": torch.relu,
     "elu": nn.functional.elu,
@@ -231,10 +231,11 @@ def _silu(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor, scratch: Tensor)
     torch.mul(scratch, torch.sigmoid(scratch, out=out), out=out)
 
 
-_FORWARD = {"tanh": _tanh, "relu": _relu, "elu": _elu, "silu": _silu}
+LAYERS = {"tanh": _tanh, "relu": _relu, "elu": _elu, "silu": _silu}
+"""Activation -> one batched layer and its activation, written into given arrays."""
 
 
-def _undo(activation: str, d: Tensor, out: Tensor, scratch: Tensor) -> None:
+def undo_activation(activation: str, d: Tensor, out: Tensor, scratch: Tensor) -> None:
     """Turn the gradient of an activation's output into that of its input, in place."""
     aten = torch.ops.aten
     if activation == "tanh":
@@ -251,7 +252,7 @@ def _forward(
     x: Tensor, params: tuple[Tensor, ...], activation: str, work: _Work
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turn x (2, B, inputs) into the actor's outputs, the values, the actor's last layer."""
-    layer = _FORWARD[activation]
+    layer = LAYERS[activation]
     for i, (out, scratch) in enumerate(zip(work.hidden, work.scratch, strict=True)):
         layer(x, params[2 * i], params[2 * i + 1], out, scratch)
         x = out
@@ -284,7 +285,7 @@ def _backward(
     torch.mul(d_values, params[-2], out=d_last_critic)
     for i in reversed(range(len(work.hidden))):
         d = work.grad[i]
-        _undo(activation, d, work.hidden[i], work.scratch[i])
+        undo_activation(activation, d, work.hidden[i], work.scratch[i])
         below = work.hidden_t[i - 1] if i else x.transpose(1, 2)
         torch.bmm(below, d, out=grads[2 * i])
         torch.sum(d, 1, keepdim=True, out=grads[2 * i + 1])
