@@ -1,0 +1,1 @@
+"""Rigid-body engines behind one batched protocol, and the robots that they simulate."""
