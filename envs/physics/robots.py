@@ -3,12 +3,19 @@
 Joints are in OUR order and convention, so that a clip or a policy means the same on every robot.
 For quadrupeds: legs front right, front left, rear right, rear left; in each abduction, hip, knee;
 abduction turns about +x (forward), hip and knee about +y (left), and at zero the leg hangs straight
-down. `urdf angle = sign * (our angle + offset)`.
+down. `urdf angle = sign * (our angle + offset)`. Where a real robot's own angles are nearly that
+(Laikago), ours are the real robot's, and `Leg` has the few degrees that lie between.
+
+docs/robots.md shows how to add a robot.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from rlgym.errors import WorldError
+from rlgym.settings import suggest
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,11 @@ class Leg:
     """Sideways distance (+y left) from there to the plane of thigh and shank."""
     thigh: float
     shank: float
+    """From the knee to the foot's point."""
+    thigh_zero: float = 0.0
+    """Turn of the thigh about +y from straight down where our hip angle is zero, radians."""
+    shank_zero: float = 0.0
+    """Turn of the shank about +y from the thigh's line where our knee angle is zero, radians."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,8 @@ class Robot:
     """Quadrupeds only."""
     base_rotation: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 1.0)
     """xyzw orientation of the model's base frame when the robot stands with x forward, z up."""
+    base_origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Where the origin of our base frame lies, in the model's base link frame, m (scaled)."""
     spherical: tuple[bool, ...] = ()
     """Which joints are spherical (four positions, three velocities); () = none."""
     may_touch: tuple[str, ...] = ()
@@ -77,3 +91,198 @@ class Robot:
     """Lateral friction coefficient of feet on ground."""
     licence: str = ""
     """Of the model file."""
+
+    def __post_init__(self) -> None:
+        n = len(self.joints)
+        sizes = {"sign": n, "offset": n, "kp": n, "kd": n, "torque_limit": n, "lower": n}
+        sizes |= {"upper": n, "default_pose": self.nq}
+        if self.spherical:
+            sizes["spherical"] = n
+        for field, size in sizes.items():
+            if len(getattr(self, field)) != size:
+                raise WorldError(
+                    f"robot '{self.name}': {field} has {len(getattr(self, field))} values, its {n} "
+                    f"joints need {size}: complete the robot's entry"
+                )
+        if not self.feet:
+            raise WorldError(f"robot '{self.name}' has no feet: name at least one end effector")
+        for joint, low, high in zip(self.joints, self.lower, self.upper, strict=True):
+            if not low < high:
+                raise WorldError(
+                    f"robot '{self.name}': joint '{joint}' has the limits {low} and {high}: "
+                    f"the lower one must be below the upper one"
+                )
+
+    @property
+    def is_spherical(self) -> tuple[bool, ...]:
+        """Which joints are spherical, one value per joint."""
+        return self.spherical or (False,) * len(self.joints)
+
+    @property
+    def nq(self) -> int:
+        """Values in a pose: one for a hinge, four for a spherical joint."""
+        return len(self.joints) + 3 * sum(self.spherical)
+
+    @property
+    def nv(self) -> int:
+        """Values in a joint velocity: one for a hinge, three for a spherical joint."""
+        return len(self.joints) + 2 * sum(self.spherical)
+
+
+ROBOTS: dict[str, Robot] = {}
+"""The robots that a name finds; `register_robot` adds to it."""
+
+
+def register_robot(robot: Robot) -> Robot:
+    """Add a robot to the table, under its name; one that is there already is replaced."""
+    ROBOTS[robot.name] = robot
+    return robot
+
+
+def get_robot(name: str | Robot) -> Robot:
+    """Return the robot of that name; a `Robot` is returned as it is.
+
+    Raises:
+        WorldError: there is no such robot (the nearest name is given).
+    """
+    if isinstance(name, Robot):
+        return name
+    if name not in ROBOTS:
+        raise WorldError(f"there is no robot '{name}': {suggest(name, ROBOTS)}")
+    return ROBOTS[name]
+
+
+# ----- Quadrupeds -------------------------------------------------------------------------------
+
+LEG_NAMES = ("FR", "FL", "RR", "RL")
+
+
+def _names(pattern: str, legs: tuple[str, ...] = LEG_NAMES) -> tuple[str, ...]:
+    """Fill each leg's name into the patterns of one leg's parts, which blanks separate."""
+    return tuple(part.format(leg) for leg in legs for part in pattern.split())
+
+
+def _legs(
+    front: float, rear: float, side: float, height: float, abduction: tuple[float, float], **rest
+) -> tuple[Leg, ...]:
+    """Return four legs; right ones mirror left ones but for `abduction` (right, left)."""
+    return tuple(
+        Leg((x, y, height), offset, **rest)
+        for x in (front, rear)
+        for y, offset in ((-side, -abduction[0]), (side, abduction[1]))
+    )
+
+
+# Unitree A1. All numbers are the URDF's; gains are those of google-research/motion_imitation.
+register_robot(
+    Robot(
+        name="a1",
+        model="a1/a1.urdf",
+        base="trunk",
+        joints=_names("{0}_hip_joint {0}_upper_joint {0}_lower_joint"),
+        sign=(1.0,) * 12,
+        offset=(0.0,) * 12,
+        default_pose=(0.0, 0.9, -1.8) * 4,
+        kp=(100.0,) * 12,
+        kd=(1.0, 2.0, 2.0) * 4,
+        torque_limit=(20.0, 55.0, 55.0) * 4,
+        lower=(-0.802851455917, -1.0471975512, -2.69653369433) * 4,
+        upper=(0.802851455917, 4.18879020479, -0.916297857297) * 4,
+        init_height=0.27,
+        feet=tuple(Foot(link, radius=0.02) for link in _names("{}_toe")),
+        legs=_legs(0.183, -0.183, 0.047, 0.0, (0.08505, 0.08505), thigh=0.2, shank=0.2),
+        licence="pybullet_data (zlib); model by Unitree Robotics (BSD-3-Clause)",
+    )
+)
+
+# Unitree Laikago, as google-research/motion_imitation drives it: angles are its SDK's, and the
+# root is the centre of mass of the chassis, because that is what the clips of that project move.
+# The file says y up and z forward. Its 100 N m are more than the motors have; 60 are ours.
+_LAIKAGO_COM = (0.0, 0.03, 0.043794)
+_LAIKAGO_ZERO = math.atan2(0.1422, 0.20833)  # of the thigh where the URDF's angle is zero
+register_robot(
+    Robot(
+        name="laikago",
+        model="laikago/laikago_toes_limits.urdf",
+        base="chassis",
+        joints=_names(
+            "{0}_hip_motor_2_chassis_joint {0}_upper_leg_2_hip_motor_joint "
+            "{0}_lower_leg_2_upper_leg_joint"
+        ),
+        sign=(-1.0, 1.0, 1.0, 1.0, 1.0, 1.0) * 2,
+        offset=(0.0, -0.6, 0.66) * 4,
+        default_pose=(0.0, 0.67, -1.25) * 4,
+        kp=(220.0,) * 12,
+        kd=(0.3, 2.0, 2.0) * 4,
+        torque_limit=(60.0,) * 12,
+        lower=(-1.0472, -0.7, -2.824, -0.873, -0.7, -2.824) * 2,
+        upper=(0.873, 4.0, -0.66, 1.0472, 4.0, -0.66) * 2,
+        init_height=0.48,
+        feet=tuple(Foot(link, radius=0.03) for link in _names("toe{}")),
+        legs=_legs(
+            0.242889 - _LAIKAGO_COM[2],
+            -0.194401 - _LAIKAGO_COM[2],
+            0.0817145,
+            -_LAIKAGO_COM[1],
+            (0.053565 - 0.02069, 0.055855 - 0.02069),
+            thigh=math.hypot(0.1422, 0.20833),
+            shank=math.hypot(0.25, 0.022),
+            thigh_zero=_LAIKAGO_ZERO - 0.6,
+            shank_zero=math.atan2(0.022, 0.25) - _LAIKAGO_ZERO + 0.66,
+        ),
+        base_rotation=(0.5, 0.5, 0.5, 0.5),
+        base_origin=_LAIKAGO_COM,
+        may_touch=_names("{}_lower_leg"),
+        licence="pybullet_data: by permission of Unitree Robotics; cite Coumans and Bai, PyBullet",
+    )
+)
+
+# MIT mini-cheetah. The URDF has neither limits nor efforts: 17 N m is the peak torque of its
+# actuator (Katz, Di Carlo, Kim: Mini Cheetah, ICRA 2019), times the knee's belt ratio of 1.55.
+# The limits are ours, as wide as the legs go without passing through the body.
+register_robot(
+    Robot(
+        name="mini_cheetah",
+        model="mini_cheetah/mini_cheetah.urdf",
+        base="body",
+        joints=_names(
+            "torso_to_abduct_{0}_j abduct_{0}_to_thigh_{0}_j thigh_{0}_to_knee_{0}_j",
+            ("fr", "fl", "hr", "hl"),
+        ),
+        sign=(1.0, -1.0, -1.0) * 4,
+        offset=(0.0,) * 12,
+        default_pose=(0.0, 0.8, -1.6) * 4,
+        kp=(40.0,) * 12,
+        kd=(1.0,) * 12,
+        torque_limit=(17.0, 17.0, 26.3) * 4,
+        lower=(-0.8, -1.05, -2.7) * 4,
+        upper=(0.8, 4.2, -0.3) * 4,
+        init_height=0.287,
+        feet=tuple(Foot(link, radius=0.015) for link in _names("toe_{}", ("fr", "fl", "hr", "hl"))),
+        legs=_legs(0.19, -0.19, 0.049, 0.0, (0.062, 0.062), thigh=0.209, shank=0.18),
+        may_touch=_names("shank_{}", ("fr", "fl", "hr", "hl")),
+        licence="pybullet_data (zlib); model of the MIT Biomimetic Robotics Lab (MIT)",
+    )
+)
+
+# Unitree Aliengo. The URDF leaves the upper joints without limits; those are A1's.
+register_robot(
+    Robot(
+        name="aliengo",
+        model="aliengo/aliengo.urdf",
+        base="trunk",
+        joints=_names("{0}_hip_joint {0}_upper_joint {0}_lower_joint"),
+        sign=(1.0,) * 12,
+        offset=(0.0,) * 12,
+        default_pose=(0.0, 0.8, -1.6) * 4,
+        kp=(150.0,) * 12,
+        kd=(3.0,) * 12,
+        torque_limit=(44.4,) * 12,
+        lower=(-1.2217304764, -1.0471975512, -2.77507351067) * 4,
+        upper=(1.2217304764, 4.18879020479, -0.645771823238) * 4,
+        init_height=0.376,
+        feet=tuple(Foot(link, radius=0.0265) for link in _names("{}_toe")),
+        legs=_legs(0.2399, -0.2399, 0.051, 0.0, (0.083, 0.083), thigh=0.25, shank=0.25),
+        licence="pybullet_data (zlib); model by Unitree Robotics (BSD-3-Clause)",
+    )
+)
