@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -182,6 +183,8 @@ class EvalConfig:
     """Take the distribution's mode instead of a sample."""
     seed: int = 10_000
     """Seed of the first evaluation world; the same episodes each time."""
+    env: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the evaluation worlds that differ from those that train."""
 
 
 @dataclass(frozen=True)
@@ -476,7 +479,12 @@ def load_preset(name: str, env_id: str | None = None) -> TrainConfig:
     return dataclasses.replace(config, preset=name, env_id=env_id)
 
 
-def starting_config(env_id: str | None, preset: str | None, algo: str | None) -> TrainConfig:
+def starting_config(
+    env_id: str | None,
+    preset: str | None,
+    algo: str | None,
+    env: Mapping[str, Any] = MappingProxyType({}),
+) -> TrainConfig:
     """Return what a person's own settings change: a preset, or an algorithm's plain defaults.
 
     Args:
@@ -484,12 +492,13 @@ def starting_config(env_id: str | None, preset: str | None, algo: str | None) ->
         preset: "auto" for the one tuned for the world and the algorithm if there is one, None for
             none, or a name.
         algo: name of the algorithm; None takes the preset's, or PPO.
+        env: keyword arguments of the world, by which "auto" chooses among its presets.
 
     Raises:
         ConfigError: there is no such preset or algorithm, or the preset is for another one.
     """
     if preset == "auto":
-        preset = preset_for(env_id or "", algo or "ppo")
+        preset = preset_for(env_id or "", algo or "ppo", env)
     if preset is None:
         return default_config(env_id or TrainConfig.env_id, algo or "ppo")
     config = load_preset(preset, env_id)
@@ -499,15 +508,24 @@ def starting_config(env_id: str | None, preset: str | None, algo: str | None) ->
     return config
 
 
-def preset_for(env_id: str, algo: str = "ppo") -> str | None:
-    """Return the name of the preset tuned for this world and algorithm, None when there is none."""
+def preset_for(
+    env_id: str, algo: str = "ppo", env: Mapping[str, Any] = MappingProxyType({})
+) -> str | None:
+    """Return the name of the preset tuned for this world and algorithm, None when there is none.
+
+    A world that is many worlds by its arguments may have several: the one that agrees with most of
+    the arguments `env` wins, and the first by name where they agree equally.
+    """
+    best, most = None, -1
     for name in presets():
         config = load_preset(name)
         # "package:World-v0" and "World-v0" are the same world once the package is imported.
         same_world = config.env_id.rpartition(":")[2] == env_id.rpartition(":")[2]
         if same_world and type(config.algo) is ALGOS.get(algo):
-            return name
-    return None
+            agrees = sum(config.env.get(key) == value for key, value in env.items())
+            if agrees > most:
+                best, most = name, agrees
+    return best
 
 
 def _check_events(text: str) -> None:

@@ -6,6 +6,7 @@ Torch is imported only when a vector env is made, so that workers can build worl
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import gymnasium
 
 from rlgym.errors import ConfigError, UserError, WorldError
+from rlgym.settings import suggest
 
 if TYPE_CHECKING:
     from rlgym.vector.contract import VectorEnv
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 Backend = Literal["auto", "sync", "process", "device"]
 WorldFactory = Callable[..., gymnasium.Env]
 
-VECTOR_ENTRY_POINTS: dict[str, str | Callable[..., VectorEnv]] = {}
+VECTOR_ENTRY_POINTS: dict[str, str | Callable[..., VectorEnv]] = {
+    "rlgym/Imitate-v0": "rlgym.envs.imitation.vector_env:make_imitation",
+}
 """Id -> builder of a whole vector env, for worlds that are batches already."""
 
 
@@ -87,7 +91,8 @@ def register(
         id: the name to train it by, such as "lab/Reach-v0".
         entry_point: "module:Class" or a callable; builds a `gymnasium.Env`, or a whole `VectorEnv`
             with `vector=True` (called with num_envs, device, seed, output and the world's own
-            keyword arguments).
+            keyword arguments; with num_workers, timeout, max_restarts and crash_dir if it names
+            them).
         vector: the entry point builds vector envs.
         kwargs: passed to `gymnasium.register` (max_episode_steps, kwargs, ...).
     """
@@ -152,7 +157,8 @@ def make_vec(
             world.
         num_envs: slots, fixed for life.
         backend: "sync" (this process), "process" (worker processes), "device" (worlds that are
-            tensors), or "auto", which times a few steps, chooses, and says what and why on stderr.
+            tensors), or "auto", which times a few steps, chooses, and says what and why on stderr;
+            no choice where a world is a whole batch already.
         device: device of the returned tensors.
         seed: seed of the first reset; slot i gets seed + i.
         output: torch tensors, or numpy copies as Gymnasium's own vector envs give them.
@@ -176,10 +182,14 @@ def make_vec(
 
     place = resolve(device)
     common: dict[str, Any] = {"device": place, "seed": seed, "output": output}
+    kwargs = dict(env_kwargs or {})
     builder = VECTOR_ENTRY_POINTS.get(world) if isinstance(world, str) else None
     if builder is not None:
-        return _load(builder)(num_envs=num_envs, **common, **dict(env_kwargs or {}))
-    spec = WorldSpec(world, dict(env_kwargs or {}))
+        common |= {"num_workers": num_workers, "timeout": timeout, "max_restarts": max_restarts}
+        return _build_batch(
+            world, _load(builder), num_envs, common | {"crash_dir": crash_dir}, kwargs
+        )
+    spec = WorldSpec(world, kwargs)
     if backend == "auto":
         backend, reason = choose_backend(spec, num_envs, num_workers)
         if verbose:
@@ -200,6 +210,21 @@ def make_vec(
     if backend == "device":
         raise ConfigError(f'{spec.name} is not a tensor world: use backend="sync" or "process"')
     raise ConfigError(f'unknown backend {backend!r}: use "auto", "sync", "process" or "device"')
+
+
+def _build_batch(
+    name: Any, builder: Callable[..., Any], num_envs: int, common: dict[str, Any], kwargs: Any
+) -> VectorEnv:
+    """Call the builder of a whole batch with those of our own arguments that it names."""
+    parameters = inspect.signature(builder).parameters
+    always = ("device", "seed", "output")
+    named = {key: value for key, value in common.items() if key in always or key in parameters}
+    known = [key for key in parameters if key != "num_envs" and key not in common]
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    for key in kwargs:
+        if key not in known and not takes_any:
+            raise ConfigError(f"{name} takes no argument {key!r}: {suggest(key, known)}")
+    return builder(num_envs=num_envs, **named, **kwargs)
 
 
 def choose_backend(

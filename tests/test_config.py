@@ -237,7 +237,8 @@ def test_presets_load(name):
     assert config.preset == name
     kind = next(kind for kind, known in ALGOS.items() if type(config.algo) is known)
     assert name.endswith(f"-{kind}")
-    assert preset_for(config.env_id, kind) == name, "two presets for one world and algorithm"
+    found = preset_for(config.env_id, kind, config.env)
+    assert found == name, "two presets for one world, its arguments and one algorithm"
     if isinstance(config.algo, PPOConfig):
         rollout = config.algo.num_steps * config.num_envs
         assert config.algo.minibatch_size <= rollout, "a minibatch larger than the rollout"
@@ -269,8 +270,21 @@ def test_there_is_a_preset_for_each_world_that_is_promised():
     assert all(preset_for(w) for w in ("CartPole-v1", "Acrobot-v1", "MountainCarContinuous-v0"))
 
 
+def test_the_arguments_of_a_world_choose_among_its_presets(monkeypatch):
+    made = {
+        "many-a-ppo": TrainConfig("Many-v0", env={"robot": "a", "clip": "x"}),
+        "many-b-ppo": TrainConfig("Many-v0", env={"robot": "b", "clip": "x"}),
+    }
+    monkeypatch.setattr("rlgym.config.presets", lambda: sorted(made))
+    monkeypatch.setattr("rlgym.config.load_preset", lambda name: made[name])
+    assert preset_for("Many-v0") == "many-a-ppo"
+    assert preset_for("Many-v0", env={"robot": "b"}) == "many-b-ppo"
+    assert preset_for("Many-v0", env={"robot": "c", "clip": "y"}) == "many-a-ppo"
+
+
 def test_every_field_has_its_line():
-    source = Path(settings.__file__).with_name("config.py").read_text().splitlines()
+    text = Path(settings.__file__).with_name("config.py").read_text()
+    source = text.partition("\nALGOS")[0].splitlines()
     for path in settings.nested_types(TrainConfig):
         name = path.rpartition(".")[2]
         places = [i for i, line in enumerate(source) if line.startswith(f"    {name}: ")]

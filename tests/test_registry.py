@@ -93,6 +93,20 @@ def test_register_a_ready_vector_env() -> None:
         del VECTOR_ENTRY_POINTS["test/Batch-v0"]
 
 
+def test_a_batch_is_given_what_its_builder_names(monkeypatch, tmp_path) -> None:
+    seen: dict[str, object] = {}
+
+    def build(num_envs, *, device, seed, output, crash_dir, robot="a") -> str:
+        seen.update(num_envs=num_envs, crash_dir=crash_dir, robot=robot)
+        return "made"
+
+    monkeypatch.setitem(VECTOR_ENTRY_POINTS, "test/Named-v0", build)
+    made: object = make_vec("test/Named-v0", 3, crash_dir=tmp_path, env_kwargs={"robot": "b"})
+    assert made == "made" and seen == {"num_envs": 3, "crash_dir": tmp_path, "robot": "b"}
+    with pytest.raises(ConfigError, match="no argument 'robots': did you mean 'robot'"):
+        make_vec("test/Named-v0", 3, env_kwargs={"robots": "b"})
+
+
 def test_auto_says_what_it_chose(capfd) -> None:
     env = make_vec("CartPole-v1", 2)
     assert "backend sync for CartPole-v1" in capfd.readouterr().err

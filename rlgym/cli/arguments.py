@@ -59,13 +59,15 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str, words: Sequence[s
     return change(kind(**values), flags, {}, spell)
 
 
-def split(argv: Sequence[str], types: Mapping[str, Any], open_section: str = "") -> Split:
+def split(
+    argv: Sequence[str], types: Mapping[str, Any], open_sections: tuple[str, ...] = ()
+) -> Split:
     """Take a command line apart; a flag's type says how many arguments it takes.
 
     Args:
         argv: Words, `--flag value`, `--flag=value`, `--switch`.
         types: Type of the setting behind each flag, by its dotted path.
-        open_section: A section whose keys are not known here; their values are read as YAML.
+        open_sections: Sections whose keys are not known here; their values are read as YAML.
 
     Raises:
         ConfigError: an unknown flag, or one without its value.
@@ -84,7 +86,7 @@ def split(argv: Sequence[str], types: Mapping[str, Any], open_section: str = "")
         path = flag[2:].replace("-", "_")
         if has_value:
             rest.insert(0, value)
-        if open_section and path.startswith(f"{open_section}."):
+        if path.startswith(tuple(f"{section}." for section in open_sections)):
             flags[path] = _read_yaml(flag, _take(flag, rest, bool(has_value)))
         elif path not in types:
             raise ConfigError(f"{flag} is not a flag: {_nearest_flag(flag, types)}")

@@ -37,6 +37,7 @@ Settings: the preset tuned for the world when there is one, then --config, then 
   --overwrite          replace what is in that folder
   --console MODE       auto, live, plain or off
   --env.KEY VALUE      keyword argument of the world, such as --env.render-mode rgb_array
+  --eval.env.KEY VALUE the same for the evaluation worlds alone
 """
 
 
@@ -126,7 +127,7 @@ def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:
     own = nested_types(Shell)
     types = {**nested_types(TrainConfig), **own}
     tokens = [token for token in argv if token not in ("-h", "--help")]
-    words, flags = split(tokens, types, open_section="env")
+    words, flags = split(tokens, types, open_sections=("env", "eval.env"))
     shell = merge(Shell(), {name: flags.pop(name) for name in own if name in flags}, spell=spell)
     if len(words) > 1:
         raise UserError(f"unexpected '{words[1]}': {PROG} takes one ENV, then flags")
@@ -134,15 +135,16 @@ def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:
     has_world = env_id is not None or shell.config or shell.preset not in ("auto", "none")
     if not has_world and not wants_help(argv):
         raise UserError("which world? For example: rlgym train CartPole-v1 (rlgym envs lists them)")
-    config, notice = _base(shell, env_id)
+    flags = nest(flags)
+    config, notice = _base(shell, env_id, flags.get("env") or {})
     if shell.config is not None and config.env_id != env_id and not shell.trust:
         from rlgym.registry import require_trust  # Gymnasium: not for --help
 
         require_trust(config.env_id, shell.config)
-    return shell, merge(config, nest(flags), spell=spell), notice
+    return shell, merge(config, flags, spell=spell), notice
 
 
-def _base(shell: Shell, env_id: str | None) -> tuple[TrainConfig, str]:
+def _base(shell: Shell, env_id: str | None, env: dict[str, Any]) -> tuple[TrainConfig, str]:
     """Return what the flags change: the preset, the file over it, the world."""
     if shell.algo is not None and shell.algo not in ALGOS:
         raise ConfigError(f"--algo: there is no '{shell.algo}': {suggest(shell.algo, ALGOS)}")
@@ -151,7 +153,7 @@ def _base(shell: Shell, env_id: str | None) -> tuple[TrainConfig, str]:
     preset = None if shell.preset == "none" else shell.preset
     if preset == "auto" and shell.config is not None:
         preset = None  # a file alone is not mixed with a preset
-    config = starting_config(env_id, preset, algo)
+    config = starting_config(env_id, preset, algo, env)
     notice = ""
     if preset == "auto" and config.preset is not None:
         notice = f"using the preset {config.preset} (--preset none for plain defaults)"

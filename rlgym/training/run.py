@@ -142,7 +142,8 @@ def _config(
     if isinstance(world, TrainConfig):
         return merge(world, settings)
     env_id = world if isinstance(world, str) else world_name(world)
-    return merge(starting_config(env_id, preset, algo_named(settings)), settings)
+    env = settings.get("env") or {}
+    return merge(starting_config(env_id, preset, algo_named(settings), env), settings)
 
 
 def _own_network(network: Any, settings: dict[str, Any]) -> Any:

@@ -17,7 +17,6 @@ from rlgym.registry import WorldFactory, make_vec
 from rlgym.spaces import Layout
 from rlgym.training.folder import CRASHES, check_world
 from rlgym.vector.contract import VectorEnv
-from rlgym.vector.sync import SyncVectorEnv
 from rlgym.vector.wrappers import wrap
 
 SMALL_FLOPS = 1e9
@@ -40,7 +39,8 @@ def make_worlds(
         config: settings.
         world: builds one world instead of `config.env_id`.
         dump_dir: folder for the NaN guard's dumps, and in its `crashes` for reports of lost worlds.
-        evaluation: at most `eval.episodes` worlds, and rewards as the worlds give them.
+        evaluation: at most `eval.episodes` worlds with the arguments of `eval.env`, and rewards as
+            the worlds give them.
         verbose: print the backend that was chosen.
 
     Raises:
@@ -48,7 +48,7 @@ def make_worlds(
     """
     check_world(config, world)
     wrappers = config.wrappers
-    num_envs, backend = config.num_envs, config.backend
+    num_envs, backend, arguments = config.num_envs, config.backend, config.env
     if isinstance(config.algo, SACConfig) and config.algo.overlap and backend == "auto":
         backend = "process"  # worlds in this process would step when they are waited for
     if evaluation:
@@ -56,6 +56,7 @@ def make_worlds(
             wrappers, reward_scale=1.0, normalize_reward=False, clip_reward=None
         )
         num_envs = min(num_envs, config.eval.episodes)
+        arguments = {**arguments, **config.eval.env}
     env = make_vec(
         world or config.env_id,
         num_envs,
@@ -66,7 +67,7 @@ def make_worlds(
         timeout=config.timeout,
         max_restarts=config.max_restarts,
         crash_dir=Path(dump_dir) / CRASHES,
-        env_kwargs=config.env,
+        env_kwargs=arguments,
         verbose=verbose,
     )
     try:
@@ -81,12 +82,10 @@ def settle(config: TrainConfig, env: VectorEnv, policy: nn.Module) -> TrainConfi
 
     The sizes of groups and the number of threads change the order in which sums are taken.
     """
-    backend: Any = config.backend
-    if backend == "auto" and env.kind == "host":
-        backend = "sync" if isinstance(env.unwrapped, SyncVectorEnv) else "process"
+    backend: Any = env.unwrapped.backend  # type: ignore[attr-defined]
     return dataclasses.replace(
         config,
-        backend=backend,
+        backend=backend or config.backend,
         num_groups=env.num_groups,
         torch_threads=_choose_threads(config, policy, env.obs_layout),
     )

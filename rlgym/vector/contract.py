@@ -60,6 +60,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
     """
 
     kind: Literal["host", "device"] = "host"
+    backend: str = ""
+    """Where worlds made one by one run; "" where the whole batch is one world."""
 
     def __init__(
         self,

@@ -69,6 +69,8 @@ class ProcessVectorEnv(VectorEnv):
         WorldError: when a world cannot be sent, built or reset, with the world's own words.
     """
 
+    backend = "process"
+
     def __init__(
         self,
         factory: Callable[[], gymnasium.Env],

@@ -28,6 +28,8 @@ class SyncVectorEnv(VectorEnv):
         kwargs: see `VectorEnv`.
     """
 
+    backend = "sync"
+
     def __init__(
         self,
         factory: Callable[[], gymnasium.Env],

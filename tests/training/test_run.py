@@ -10,9 +10,10 @@ from gymnasium import spaces
 from torch import nn
 
 import rlgym
-from rlgym.config import TrainConfig, load_config
+from rlgym.config import EvalConfig, TrainConfig, load_config
 from rlgym.errors import CheckpointError, ConfigError, SpaceError, UserError, WorldError
 from rlgym.training import checkpoint
+from rlgym.training.worlds import make_worlds
 from tests.training.runs import StopAt, digest, scalars, settings, train
 
 TOY = "rlgym.envs.toy:rlgym/"
@@ -196,6 +197,14 @@ def test_best_checkpoint_is_that_of_the_best_evaluation(tmp_path):
     assert checkpoint.best(tmp_path).step == best["step"]
     assert json.loads((tmp_path / "best.json").read_text())["score"] == best["mean"]
     assert run.state.best_score == best["mean"]
+
+
+def test_evaluation_worlds_may_have_other_arguments():
+    config = TrainConfig("Pendulum-v1", num_envs=2, env={"g": 9.0}, eval=EvalConfig(env={"g": 1.0}))
+    for evaluation, gravity in ((False, 9.0), (True, 1.0)):
+        env = make_worlds(config, None, ".", evaluation=evaluation)
+        assert env.unwrapped._slots[0].world.unwrapped.g == gravity
+        env.close()
 
 
 def test_without_evaluations_training_returns_choose_the_best(tmp_path):
