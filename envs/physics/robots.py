@@ -286,3 +286,52 @@ register_robot(
         licence="pybullet_data (zlib); model by Unitree Robotics (BSD-3-Clause)",
     )
 )
+
+# ----- Humanoids --------------------------------------------------------------------------------
+
+
+def _bend(angle: float) -> tuple[float, float, float, float]:
+    """Return the quaternion, xyzw, of a turn about the model's z axis, which points right."""
+    return (0.0, 0.0, math.sin(angle / 2), math.cos(angle / 2))
+
+
+# DeepMimic's humanoid (Peng et al. 2018, arXiv:1804.02717) as pybullet_data has it: x forward, y
+# up, z right, in every link's frame, and four times too large. Gains, limits of torque and
+# friction are those of pybullet_envs; the end effectors are the centres of mass of its links
+# there. A spherical joint's quaternion turns the child link's frame within its parent's; its limit
+# bounds the components of its rotation vector. Knees slightly bent, feet flat.
+register_robot(
+    Robot(
+        name="humanoid",
+        model="humanoid/humanoid.urdf",
+        base="base",
+        joints=(
+            *("chest", "neck"),
+            *("right_hip", "right_knee", "right_ankle", "right_shoulder", "right_elbow"),
+            *("left_hip", "left_knee", "left_ankle", "left_shoulder", "left_elbow"),
+        ),
+        sign=(1.0,) * 12,
+        offset=(0.0,) * 12,
+        default_pose=(
+            *(*_bend(0.0), *_bend(0.0)),
+            *(*_bend(0.2), -0.4, *_bend(0.2), *_bend(0.0), 0.2) * 2,
+        ),
+        kp=(1000.0, 100.0, *(500.0, 500.0, 400.0, 400.0, 300.0) * 2),
+        kd=(100.0, 10.0, *(50.0, 50.0, 40.0, 40.0, 30.0) * 2),
+        torque_limit=(200.0, 50.0, *(200.0, 150.0, 90.0, 100.0, 60.0) * 2),
+        lower=(-math.pi, -math.pi, *(-math.pi, -3.14, -math.pi, -math.pi, 0.0) * 2),
+        upper=(math.pi, math.pi, *(math.pi, 0.0, math.pi, math.pi, 3.14) * 2),
+        init_height=0.865,
+        feet=(
+            Foot("right_ankle", (0.045, -0.0225, 0.0), 0.0275),
+            Foot("left_ankle", (0.045, -0.0225, 0.0), 0.0275),
+            Foot("right_wrist", radius=0.04),
+            Foot("left_wrist", radius=0.04),
+        ),
+        base_rotation=(math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5)),
+        spherical=(True, True, *(True, False, True, True, False) * 2),
+        scale=0.25,
+        friction=0.9,
+        licence="pybullet_data (zlib); model of DeepMimic by Xue Bin Peng (MIT)",
+    )
+)
