@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rlgym.envs.physics.urdf import complete
 from rlgym.errors import WorldError
 from rlgym.settings import suggest
 
@@ -71,7 +72,7 @@ class Robot:
     """N m."""
     lower: tuple[float, ...]
     upper: tuple[float, ...]
-    """Radians, our angles."""
+    """Radians, our angles; () for these and for `torque_limit` = those of the URDF."""
     init_height: float
     """Of the base's origin above flat ground in the default pose, m."""
     feet: tuple[Foot, ...]
@@ -98,15 +99,16 @@ class Robot:
         sizes |= {"upper": n, "default_pose": self.nq}
         if self.spherical:
             sizes["spherical"] = n
+        optional = ("lower", "upper", "torque_limit")
         for field, size in sizes.items():
-            if len(getattr(self, field)) != size:
+            if len(getattr(self, field)) not in ((0, size) if field in optional else (size,)):
                 raise WorldError(
                     f"robot '{self.name}': {field} has {len(getattr(self, field))} values, its {n} "
                     f"joints need {size}: complete the robot's entry"
                 )
         if not self.feet:
             raise WorldError(f"robot '{self.name}' has no feet: name at least one end effector")
-        for joint, low, high in zip(self.joints, self.lower, self.upper, strict=True):
+        for joint, low, high in zip(self.joints, self.lower, self.upper, strict=False):
             if not low < high:
                 raise WorldError(
                     f"robot '{self.name}': joint '{joint}' has the limits {low} and {high}: "
@@ -134,19 +136,23 @@ ROBOTS: dict[str, Robot] = {}
 
 
 def register_robot(robot: Robot) -> Robot:
-    """Add a robot to the table, under its name; one that is there already is replaced."""
-    ROBOTS[robot.name] = robot
-    return robot
+    """Add a robot to the table, under its name; one that is there already is replaced.
+
+    Raises:
+        WorldError: the entry leaves limits to a URDF that does not have them.
+    """
+    ROBOTS[robot.name] = complete(robot)
+    return ROBOTS[robot.name]
 
 
 def get_robot(name: str | Robot) -> Robot:
-    """Return the robot of that name; a `Robot` is returned as it is.
+    """Return the robot of that name; a `Robot` is returned as it is, with limits filled in.
 
     Raises:
         WorldError: there is no such robot (the nearest name is given).
     """
     if isinstance(name, Robot):
-        return name
+        return complete(name)
     if name not in ROBOTS:
         raise WorldError(f"there is no robot '{name}': {suggest(name, ROBOTS)}")
     return ROBOTS[name]
