@@ -26,7 +26,7 @@ class Foot:
     link: str
     """Name of the link in the model file."""
     point: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Its place in that link's own frame, m."""
+    """Its place in that link's own frame, m (scaled)."""
     radius: float = 0.0
     """Of the sphere around it that touches the ground, m."""
 

@@ -282,7 +282,7 @@ def read_tree(robot: Robot) -> Tree:
                 order.append(j)
                 place[joint.child] = (j, np.zeros(3), np.array([0.0, 0.0, 0.0, 1.0]))
             queue.append(joint.child)
-    feet = [(place[foot.link], np.array(foot.point) * robot.scale) for foot in robot.feet]
+    feet = [(place[foot.link], np.array(foot.point)) for foot in robot.feet]
     return Tree(
         order=tuple(order),
         parent=tuple(parent),
