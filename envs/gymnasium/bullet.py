@@ -30,15 +30,15 @@ def hush() -> None:
 
     @functools.wraps(connect)
     def quiet_connect(*args: Any, **kwargs: Any) -> Any:
-        with _without_noise():
+        with without_noise(NOISE):
             return connect(*args, **kwargs)
 
     pybullet.connect = quiet_connect
 
 
 @contextlib.contextmanager
-def _without_noise() -> Iterator[None]:
-    """Hold back what reaches descriptor 1, then pass on all lines but the noise.
+def without_noise(*noise: bytes) -> Iterator[None]:
+    """Hold back what reaches descriptor 1, then pass on all lines but those that begin with noise.
 
     A file holds it, not a pipe: nobody would read the pipe while C prints and waits for room.
     """
@@ -59,7 +59,7 @@ def _without_noise() -> Iterator[None]:
             os.dup2(kept, 1)
             os.close(kept)
             held.seek(0)
-            lines = [line for line in held.readlines() if not line.startswith(NOISE)]
+            lines = [line for line in held.readlines() if not line.lstrip().startswith(noise)]
             if lines:
                 with open(1, "wb", closefd=False) as out:
                     out.writelines(lines)
