@@ -14,6 +14,8 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module, metadata
@@ -225,7 +227,7 @@ def in_fresh_process(function: str, *, timeout: float, **arguments: Any) -> Any:
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     )
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, _leaving_on_sigterm():
         # An answer in a file: engines write to standard output too. Output in a file: a pipe would
         # be waited for as long as some worker of a process that was stopped holds it open.
         answer, output = Path(folder) / "answer.json", Path(folder) / "output.txt"
@@ -245,6 +247,19 @@ def in_fresh_process(function: str, *, timeout: float, **arguments: Any) -> Any:
             tail = " | ".join(said[-3:])
             raise FreshProcessError(f"{function} ended with status {status}: {tail}")
         return json.loads(answer.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind this process, so that the one it measures is stopped too."""
+    if threading.current_thread() is not threading.main_thread():  # only it may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(process: subprocess.Popen) -> None:

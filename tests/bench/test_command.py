@@ -1,6 +1,7 @@
 """`rlgym bench`: the list, the last line, the exit status, the table."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -182,11 +183,29 @@ def test_what_a_stopped_process_started_is_stopped_with_it(tmp_path):
     file = tmp_path / "pid"
     with pytest.raises(FreshProcessError, match="more than 4 s"):
         in_fresh_process(f"{__name__}:start_and_wait", timeout=4, path=str(file))
-    pid = int(file.read_text())
+    wait_for_the_end_of(int(file.read_text()))
+
+
+def wait_for_the_end_of(pid: int) -> None:
     deadline = time.monotonic() + 5.0
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "the grandchild lives on"
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX")
+def test_a_benchmark_that_is_told_to_end_stops_what_it_measures(tmp_path):
+    file = tmp_path / "pid"
+    call = f"in_fresh_process('{__name__}:start_and_wait', timeout=60, path={str(file)!r})"
+    script = f"from rlgym.bench.harness import in_fresh_process; {call}"
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 60.0
+    while not (file.is_file() and file.read_text()):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(10) == 128 + signal.SIGTERM
+    wait_for_the_end_of(int(file.read_text()))
 
 
 def test_imports_of_another_process_can_be_repeated():
