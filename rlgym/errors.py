@@ -33,5 +33,9 @@ class CheckpointError(UserError):
     """A checkpoint that is absent, incomplete, edited, or made for another policy."""
 
 
+class ClipError(UserError):
+    """A reference motion that is damaged, does not fit the robot, or must not be passed on."""
+
+
 class MissingExtraError(UserError, ImportError):
     """An optional package that is not installed; the message names the extra that brings it."""
