@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": FOUNDATION | {"agents"},
     "deploy": set(),  # also a distribution of its own, on a robot without torch
     "interop": FOUNDATION | {"agents", "envs", "registry", "rollout", "training", "vector"},
+    "report": FOUNDATION | {"envs", "registry", "training", "vector"},
     "__init__": {"registry", "training"},
     "__main__": {"cli"},
 }

@@ -18,6 +18,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("rlgym.cli.evaluate", "score a trained policy over many episodes"),
     "play": ("rlgym.cli.play", "watch a policy (trained, zero or random) in a window"),
     "record": ("rlgym.cli.record", "film a policy to an mp4 or gif; needs no display"),
+    "sim2sim": (
+        "rlgym.cli.sim2sim",
+        "measure an imitation policy in other engines, pushed, on other friction",
+    ),
     "import": (
         "rlgym.cli.import_",
         "turn a Stable-Baselines3 model into a run, running none of it",

@@ -4,12 +4,12 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
 from rlgym.cli.arguments import parse
-from rlgym.errors import MissingExtraError, UserError
+from rlgym.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ def run(argv: list[str]) -> int:
     """Film and say where the film is."""
     wanted = parse(Options, argv, "rlgym record", ("target",))
     path = film_path(wanted)
+    from rlgym.report.film import import_imageio, open_film
+
     imageio = import_imageio(path)
     prepare_headless()
     from rlgym.cli.view import settings_of, watch
@@ -89,32 +91,6 @@ def film_path(wanted: Options) -> Path:
     if path.suffix not in (".mp4", ".gif"):
         raise UserError(f"--out {path}: name a file that ends in .mp4 or .gif")
     return path
-
-
-def import_imageio(path: Path) -> Any:
-    """Import what writes films.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        import imageio.v2 as imageio
-
-        if path.suffix == ".mp4":
-            import imageio_ffmpeg  # noqa: F401 - imageio finds it by itself, or fails late
-    except ImportError as error:
-        raise MissingExtraError(
-            f'films need {error.name}: pip install "rlgym-lab[video]"'
-        ) from None
-    return imageio
-
-
-def open_film(imageio: Any, path: Path, fps: float) -> Any:
-    """Open the film that frames are appended to."""
-    if path.suffix == ".gif":
-        return imageio.get_writer(path, mode="I", duration=1000 / fps, loop=0)
-    # Players want even sizes; ffmpeg's usual blocks of 16 would rescale most worlds' frames.
-    return imageio.get_writer(path, fps=fps, macro_block_size=2, ffmpeg_log_level="error")
 
 
 def prepare_headless() -> None:

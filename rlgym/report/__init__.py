@@ -1,0 +1,1 @@
+"""What becomes of a trained policy elsewhere: measured, drawn and filmed on one page."""
