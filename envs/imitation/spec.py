@@ -132,6 +132,8 @@ class EpisodeSpec:
     """Probability of beginning in the reference's state at a random phase; else: default pose."""
     warm_up: float = 0.25
     """Seconds over which the reference stands in the default pose after such a default start."""
+    hold_first_step: bool = False
+    """Keep the reference where it is during an episode's first step, one step behind ever after."""
     lift: float = 0.002
     """Height above the reference at which an episode begins, m."""
     perturb: float = 0.0
@@ -225,6 +227,7 @@ REFERENCE = Spec(
         seconds=19.8,  # 600 steps
         curriculum_seconds=0.66,  # 20 steps
         reference_start=0.9,
+        hold_first_step=True,
         lift=0.0,
     ),
     actuation=Actuation(

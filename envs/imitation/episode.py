@@ -1,0 +1,314 @@
+"""Where each slot is in its episode and in its clip, and where the reference stands in the world.
+
+All state is arrays with one row per slot. What is random is drawn from the slot's seed and the
+episode's number (`rlgym.envs.imitation.random`), so that arrays are all there is to save.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rlgym.envs.imitation.arrays import Array, choose_rows, namespace
+from rlgym.envs.imitation.clips import Clip, ClipSet, Pose, Ref
+from rlgym.envs.imitation.kinematics import foot_positions
+from rlgym.envs.imitation.random import uniform
+from rlgym.envs.imitation.rotations import about_z, heading, heading_cos_sin, multiply, rotate_z
+from rlgym.envs.imitation.spec import EpisodeSpec
+
+STEP_BITS = 24
+"""Of a draw's counter; the bits above are the episode's number."""
+NEVER = 1 << 40
+"""A step that no episode reaches."""
+
+_CLIP, _WARM, _PHASE, _SWITCH, _NEXT_CLIP, _NEXT_PHASE, _NEXT_SWITCH = range(7)
+
+
+class Rows:
+    """The rows of a mask.
+
+    Indices in numpy, where work should be in proportion to their number; all of them in torch,
+    where shapes must not depend on data.
+    """
+
+    def __init__(self, mask: Array) -> None:
+        """`mask`: (B,) bool."""
+        self.mask = mask
+        self.index = np.flatnonzero(mask) if isinstance(mask, np.ndarray) else slice(None)
+
+    def take(self, array: Array) -> Array:
+        """The rows of an array (B, ...)."""
+        return array[self.index]
+
+    def put(self, array: Array, values: Any) -> None:
+        """Write `values`, one for each taken row or one for all, into an array (B, ...)."""
+        if isinstance(array, np.ndarray):
+            array[self.index] = values
+        else:
+            values = array.new_tensor(values) if isinstance(values, (int, float)) else values
+            array.copy_(choose_rows(self.mask, values.to(array.dtype), array))
+
+
+class Episodes:
+    """The episodes of B slots over a set of clips.
+
+    Args:
+        spec: how episodes begin, go on and end in time.
+        clips: reference motions.
+        control_dt: seconds of a step.
+        height: of the robot's base above the ground in its default pose, m.
+        default_pose: (nq,) of the robot.
+        seeds: (B,) int64, of each slot.
+        like: a float array of the kind that the engine gives.
+    """
+
+    SAVED = (
+        *("seed", "number", "step", "clip", "start", "cycle", "warm", "limit", "switch_step"),
+        *("offset", "cos", "sin"),
+    )
+    """Names of the arrays that make up the state."""
+
+    def __init__(
+        self,
+        spec: EpisodeSpec,
+        clips: ClipSet,
+        control_dt: float,
+        height: float,
+        default_pose: Array,
+        seeds: Array,
+        like: Array,
+    ) -> None:
+        xp, count = namespace(like), (len(seeds),)
+        self.spec, self.clips, self.control_dt = spec, clips, control_dt
+        self.seed = seeds
+        self.number = seeds * 0 - 1
+        """Episodes begun in the slot, less one."""
+        self.step = seeds * 0
+        """Steps since the episode began."""
+        self.clip = seeds * 0
+        """Index of the clip."""
+        self.start = xp.zeros(count, like)
+        """Clip's time at step 0, s."""
+        self.cycle = xp.zeros(count, like)
+        """Whole cycles of the clip that are over."""
+        self.warm = seeds < seeds
+        """The reference stands in the default pose before the clip's time 0."""
+        self.limit = seeds * 0 + round(spec.seconds / control_dt)
+        """Steps at which the episode is truncated."""
+        self.switch_step = seeds * 0 + NEVER
+        """Step at which another clip begins."""
+        self.offset = xp.zeros((*count, 2), like)
+        """The reference in the world: its clip, turned about z, then moved by this, m."""
+        self.cos = xp.zeros(count, like) + 1.0
+        self.sin = xp.zeros(count, like)
+        self.total_steps = 0
+        """Steps of all slots together, which the curriculum goes by."""
+        self._full = round(spec.seconds / control_dt)
+        self._can_warm = spec.reference_start < 1.0 and spec.warm_up > 0.0
+        self._can_switch = bool(spec.switch_seconds) and len(clips.clips) > 1
+        self._turns = self._can_switch or any(_ever_turns(clip) for clip in clips.clips)
+        self._warm_pose = self._standing(height, default_pose, like)
+
+    def _standing(self, height: float, default_pose: Array, like: Array) -> Pose:
+        """The default pose, (C, ...), in the heading in which each clip begins."""
+        xp, count = namespace(like), len(self.clips.clips)
+        first = xp.array([heading(clip.root_quat[0]) for clip in self.clips.clips], like)
+        root_pos = xp.zeros((count, 3), like)
+        root_pos[:, 2] = height
+        q = xp.zeros((count, len(default_pose)), like) + xp.array(default_pose, like)
+        return Pose(root_pos, about_z(first), q)
+
+    # ------------------------------------------------------------------ time
+    def counter(self) -> Array:
+        """(B,) int64 for draws that are made anew at each step."""
+        return (self.number << STEP_BITS) + self.step
+
+    def time(self) -> Array:
+        """(B,) the clip's time now, s."""
+        steps = self.step
+        if self.spec.hold_first_step:
+            steps = steps - namespace(self.seed).to_bool(steps)
+        return self.start + self.control_dt * steps
+
+    def begin(self, rows: Rows) -> None:
+        """Begin the next episode in some rows: choose clip, phase, and time limit."""
+        seed, number = rows.take(self.seed), rows.take(self.number) + 1
+        xp = namespace(self.start)
+        draws = uniform(seed, number << STEP_BITS, (_CLIP, _WARM, _PHASE, _SWITCH))
+        clip = _index(draws[:, _CLIP] * len(self.clips.clips))
+        phase = draws[:, _PHASE]
+        start = phase * self.clips.duration[clip]
+        warm = draws[:, _WARM] < 0.0
+        if self._can_warm:
+            warm = draws[:, _WARM] >= self.spec.reference_start
+            start = xp.where(warm, (phase - 1.0) * self.spec.warm_up, start)
+        for name, value in (
+            *(("number", number), ("step", 0), ("clip", clip), ("start", start), ("warm", warm)),
+            *(("limit", self._limit()), ("cycle", self._cycles(clip, start))),
+            ("switch_step", self._switch(draws[:, _SWITCH], 0)),
+        ):
+            rows.put(getattr(self, name), value)
+
+    def advance(self) -> tuple[Array, Array]:
+        """Go one step on.
+
+        Returns:
+            moved: (B,) bool: the reference's position is to be synchronized with the robot's.
+            turned: (B,) bool: its heading too.
+        """
+        self.step += 1
+        self.total_steps += len(self.step)
+        turned = self.step >= self.switch_step
+        if self._can_switch:
+            self._switch_clips(turned)
+        cycle = self._cycles(self.clip, self.time())
+        wrapped = cycle != self.cycle
+        self.cycle = cycle
+        return (wrapped | turned if self.spec.sync_position else turned), turned
+
+    def over(self) -> tuple[Array, Array]:
+        """(B,) bool each: the clip has ended (it does not loop); the time limit is reached."""
+        return self.clips.over(self.clip, self.time()), self.step >= self.limit
+
+    def _switch_clips(self, change: Array) -> None:
+        rows = Rows(change)
+        counter = rows.take(self.counter())
+        draws = uniform(rows.take(self.seed), counter, (_NEXT_CLIP, _NEXT_PHASE, _NEXT_SWITCH))
+        step = rows.take(self.step)
+        clip = _index(draws[:, 0] * len(self.clips.clips))
+        rows.put(self.clip, clip)
+        rows.put(self.start, draws[:, 1] * self.clips.duration[clip] - step * self.control_dt)
+        rows.put(self.switch_step, self._switch(draws[:, 2], step))
+        rows.put(self.warm, draws[:, 0] < 0.0)
+
+    def _switch(self, draw: Array, step: Array | int) -> Array | int:
+        if not self._can_switch:
+            return NEVER
+        low, high = self.spec.switch_seconds
+        return step + 1 + _index((low + draw * (high - low)) / self.control_dt)
+
+    def _cycles(self, clip: Array, time: Array) -> Array:
+        xp = namespace(time)
+        cycles = xp.floor(time / self.clips.duration[clip])
+        return xp.where(self.clips.looping[clip], cycles, xp.zeros_like(cycles))
+
+    def _limit(self) -> int:
+        first = self.spec.curriculum_seconds
+        if first is None:
+            return self._full
+        share = min(self.total_steps / max(self.spec.curriculum_steps, 1), 1.0) ** 3
+        return int((1.0 - share) * round(first / self.control_dt) + share * self._full)
+
+    # ------------------------------------------------------------------ the reference's place
+    def sync(
+        self,
+        moved: Array,
+        turned: Array,
+        clip_pos: Array,
+        clip_quat: Array,
+        pos: Array,
+        quat: Array,
+    ) -> None:
+        """Move (and turn) the reference to the robot in some rows.
+
+        Args:
+            moved: (B,) bool, rows whose reference is moved in x and y.
+            turned: (B,) bool, rows whose reference is turned to the robot's heading first.
+            clip_pos, clip_quat: (B, 3), (B, 4) root of the clip now, before it is placed.
+            pos, quat: (B, 3), (B, 4) root of the robot.
+        """
+        xp = namespace(pos)
+        if self._turns:
+            robot_cos, robot_sin = heading_cos_sin(quat)
+            clip_cos, clip_sin = heading_cos_sin(clip_quat)
+            cos = robot_cos * clip_cos + robot_sin * clip_sin
+            sin = robot_sin * clip_cos - robot_cos * clip_sin
+            self.cos, self.sin = xp.where(turned, cos, self.cos), xp.where(turned, sin, self.sin)
+            clip_pos = rotate_z(self.cos, self.sin, clip_pos)
+        self.offset = choose_rows(moved, (pos - clip_pos)[:, :2], self.offset)
+
+    def place(self, ref: Ref) -> Ref:
+        """Turn and move what a clip says, (B, ...), to where the reference is in the world."""
+        feet_cos, feet_sin = self.cos[:, None], self.sin[:, None]
+        if self._turns:
+            ref = replace(
+                ref,
+                root_quat=self._turn(ref.root_quat, self.cos, self.sin),
+                root_linvel=rotate_z(self.cos, self.sin, ref.root_linvel),
+                root_angvel=rotate_z(self.cos, self.sin, ref.root_angvel),
+                foot_pos=rotate_z(feet_cos, feet_sin, ref.foot_pos),
+                root_pos=rotate_z(self.cos, self.sin, ref.root_pos),
+            )
+        shift = self._shift()
+        return replace(ref, root_pos=ref.root_pos + shift, foot_pos=ref.foot_pos + shift[:, None])
+
+    def place_pose(self, pose: Pose, rows: Rows | None = None) -> Pose:
+        """The same for poses, (B, K, ...), or of some rows."""
+        take = rows.take if rows else lambda array: array
+        root_quat, root_pos = pose.root_quat, pose.root_pos
+        if self._turns:
+            cos, sin = take(self.cos)[:, None], take(self.sin)[:, None]
+            root_quat = self._turn(root_quat, cos, sin)
+            root_pos = rotate_z(cos, sin, root_pos)
+        return Pose(root_pos + take(self._shift())[:, None], root_quat, pose.q)
+
+    def _shift(self) -> Array:
+        xp = namespace(self.offset)
+        return xp.concatenate([self.offset, xp.zeros_like(self.offset[:, :1])], -1)
+
+    def _turn(self, quat: Array, cos: Array, sin: Array) -> Array:
+        angle = namespace(cos).arctan2(sin, cos)
+        return multiply(about_z(angle), quat)
+
+    # ------------------------------------------------------------------ warm-up
+    def warmed(self, pose: Pose, rows: Rows, time: Array) -> Pose:
+        """Replace poses before the clip's time 0 by the default one, where the episode has warm-up.
+
+        Args:
+            pose: (n, K, ...) of the clip, for some rows.
+            rows: n of them.
+            time: (n, K) the clip's time.
+        """
+        if not self._can_warm:
+            return pose
+        xp = namespace(time)
+        early = rows.take(self.warm)[:, None] & (time < 0.0)
+        clip = rows.take(self.clip)
+        pairs = zip(pose, self._warm_pose, strict=True)
+        return Pose(*(xp.where(early[..., None], stand[clip][:, None], p) for p, stand in pairs))
+
+    def warmed_ref(self, ref: Ref) -> Ref:
+        """The same for the reference now, (B, ...), which then stands still."""
+        if not self._can_warm:
+            return ref
+        xp = namespace(self.start)
+        early = (self.warm & (self.time() < 0.0))[:, None]
+        pairs = zip((ref.root_pos, ref.root_quat, ref.q), self._warm_pose, strict=True)
+        pos, quat, q = (xp.where(early, stand[self.clip], part) for part, stand in pairs)
+        moving = 1.0 - early
+        return Ref(
+            pos,
+            quat,
+            moving * ref.root_linvel,
+            moving * ref.root_angvel,
+            q,
+            moving * ref.qd,
+            foot_positions(self.clips.robot, pos, quat, q),
+        )
+
+    # ------------------------------------------------------------------ saving
+    def arrays(self) -> dict[str, Array]:
+        """The state, not copied."""
+        return {name: getattr(self, name) for name in self.SAVED}
+
+
+def _ever_turns(clip: Clip) -> bool:
+    """Whether the heading is ever other than 0."""
+    return clip.cycle_heading or bool(abs(heading(clip.root_quat)).max() > 1e-9)
+
+
+def _index(values: Array) -> Array:
+    """Floats rounded down to indices."""
+    return values.astype(np.int64) if isinstance(values, np.ndarray) else values.long()

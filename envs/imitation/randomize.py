@@ -1,0 +1,119 @@
+"""What differs between worlds and episodes, drawn from the ranges of a spec: pure functions.
+
+Each quantity is drawn from the slot's seed and the episode's (or step's) counter, so slots do not
+depend on each other and a resumed run draws what the first would have drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from rlgym.envs.imitation.arrays import Array, namespace
+from rlgym.envs.imitation.random import normal, uniform
+from rlgym.envs.imitation.rotations import from_rotation_vector, multiply
+from rlgym.envs.imitation.spec import RandomizeSpec
+from rlgym.envs.physics.engine import Randomization, Sensed
+from rlgym.errors import ConfigError
+
+QUANTITIES = tuple(field.name for field in fields(Randomization))
+"""Names of what is drawn once an episode."""
+PER_JOINT = frozenset({"motor_strength", "kp", "kd", "viscous", "coulomb"})
+
+_FIRST = 1000
+"""Number of the first draw here; the episode's own draws are below it."""
+_STRIDE = 200
+"""Draws kept for each quantity: more than any robot here has joints."""
+_PUSH = _FIRST + _STRIDE * len(QUANTITIES)
+_NOISE = _PUSH + _STRIDE
+
+
+def check_ranges(spec: RandomizeSpec, engine: Any, spherical: bool) -> None:
+    """Make sure that the engine can do what the ranges ask for.
+
+    Raises:
+        ConfigError: names what it cannot, or a range that is none.
+    """
+    wanted = [name for name in QUANTITIES if getattr(spec, name)]
+    for name in wanted:
+        values = getattr(spec, name)
+        if len(values) != 2 or values[0] > values[1] or values[0] < 0.0:
+            raise ConfigError(
+                f"randomize.{name} is {list(values)}: give [low, high], both at least 0"
+            )
+    wanted += ["push"] * (spec.push > 0.0)
+    unable = [name for name in wanted if name not in engine.capabilities]
+    if unable:
+        able = ", ".join(sorted(engine.capabilities)) or "nothing"
+        raise ConfigError(
+            f"the engine '{engine.name}' cannot randomize {', '.join(unable)}: leave it out, or "
+            f"use another engine (it can do {able})"
+        )
+    if spec.noise_angle and spherical:
+        raise ConfigError("randomize.noise_angle is for hinges: set it to 0 for this robot")
+    limit = engine.actuation.control_dt
+    if spec.latency and spec.latency[1] > limit:
+        raise ConfigError(
+            f"randomize.latency goes up to {spec.latency[1]} s, longer than a control step: use at "
+            f"most {limit:.4g}"
+        )
+
+
+def draw(spec: RandomizeSpec, seed: Array, counter: Array, num_joints: int) -> Randomization | None:
+    """Draw what one episode of each world is simulated with; None where nothing varies.
+
+    Args:
+        spec: ranges.
+        seed: (B,) int64.
+        counter: (B,) int64 of the episodes.
+        num_joints: joint velocities of the robot, nv.
+    """
+    values: dict[str, Array] = {}
+    for number, name in enumerate(QUANTITIES):
+        span = getattr(spec, name)
+        if not span:
+            continue
+        first = _FIRST + _STRIDE * number
+        which = range(first, first + num_joints) if name in PER_JOINT else first
+        values[name] = span[0] + (span[1] - span[0]) * uniform(seed, counter, which)
+    return Randomization(**values) if values else None
+
+
+def push(spec: RandomizeSpec, seed: Array, counter: Array, control_dt: float) -> Array | None:
+    """Draw this step's pushes: now and then, each along x and y; None where there are never any.
+
+    Args:
+        spec: size and mean interval.
+        seed: (B,) int64.
+        counter: (B,) int64 of the steps.
+        control_dt: seconds of one step.
+
+    Returns:
+        (B, 3) change of the base's velocity, m/s.
+    """
+    if not spec.push:
+        return None
+    xp = namespace(seed)
+    draws = uniform(seed, counter, (_PUSH, _PUSH + 1, _PUSH + 2))
+    hit = draws[:, :1] < control_dt / spec.push_seconds
+    planar = xp.where(hit, (2.0 * draws[:, 1:] - 1.0) * spec.push, 0.0 * draws[:, 1:])
+    return xp.concatenate([planar, 0.0 * draws[:, :1]], -1)
+
+
+def noisy(spec: RandomizeSpec, seed: Array, counter: Array, sensed: Sensed) -> Sensed:
+    """Add this step's noise to the readings; the same object where there is none."""
+    scales = (spec.noise_angle, spec.noise_velocity, spec.noise_rotation, spec.noise_rate)
+    if not any(scales):
+        return sensed
+    xp = namespace(sensed.q)
+    nq, nv = sensed.q.shape[1], sensed.qd.shape[1]
+    draws = normal(seed, counter, range(_NOISE, _NOISE + nq + nv + 6))
+    draws = xp.astype(draws, sensed.q)
+    angle, rate = draws[:, nq + nv : nq + nv + 3], draws[:, nq + nv + 3 :]
+    return replace(
+        sensed,
+        q=sensed.q + spec.noise_angle * draws[:, :nq],
+        qd=sensed.qd + spec.noise_velocity * draws[:, nq : nq + nv],
+        root_quat=multiply(sensed.root_quat, from_rotation_vector(spec.noise_rotation * angle)),
+        root_angvel=sensed.root_angvel + spec.noise_rate * rate,
+    )
