@@ -93,6 +93,11 @@ class ObservationSpec:
     of `target_steps`: position 3, orientation 4, joints)."""
     history: int = 1
     """Readings of each sensed term and of the last action."""
+    history_start: Literal["state", "default"] = "state"
+    """What fills the history when an episode begins: its first readings, or those of a robot that
+    stands in its default pose (and are all that the first observation shows)."""
+    last_action: Literal["action", "target"] = "action"
+    """The last action as it was given, or as `offset + scale * action`; 0 when an episode begins."""
     target_steps: tuple[int, ...] = (1, 2, 10, 30)
     """Control steps ahead at which the reference is shown."""
     target_origin: Literal["reference", "robot"] = "reference"
@@ -220,7 +225,11 @@ REFERENCE = Spec(
     reward=RewardSpec(),
     termination=TerminationSpec(),
     observation=ObservationSpec(
-        terms=("imu", "last_action", "joint_angle", "targets"), history=3, privileged=False
+        terms=("imu", "last_action", "joint_angle", "targets"),
+        history=3,
+        history_start="default",
+        last_action="target",
+        privileged=False,
     ),
     action=ActionSpec(scale=1.0, bound=2 * math.pi, cutoff=4.0, limit_margin=None),
     episode=EpisodeSpec(
