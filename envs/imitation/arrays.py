@@ -39,6 +39,7 @@ class NumpyNamespace:
     where = staticmethod(np.where)
     concatenate = staticmethod(np.concatenate)
     broadcast_to = staticmethod(np.broadcast_to)
+    matmul = staticmethod(np.matmul)
     zeros_like = staticmethod(np.zeros_like)
     ones_like = staticmethod(np.ones_like)
 
@@ -124,6 +125,7 @@ class TorchNamespace:
     isfinite = staticmethod(torch.isfinite)
     where = staticmethod(torch.where)
     broadcast_to = staticmethod(torch.broadcast_to)
+    matmul = staticmethod(torch.matmul)
     zeros_like = staticmethod(torch.zeros_like)
     ones_like = staticmethod(torch.ones_like)
 
@@ -227,6 +229,16 @@ def _numpy_constant(values: Any, dtype: np.dtype) -> np.ndarray:
 @functools.lru_cache(maxsize=512)
 def _torch_constant(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype, device=device)
+
+
+def indices(values: tuple[int, ...], like: Array) -> Array:
+    """Turn a tuple of indices into an array that indexes arrays such as `like`; made once."""
+    if isinstance(like, torch.Tensor):
+        return _torch_constant(values, torch.int64, like.device)
+    return _numpy_constant(values, _INTEGER)
+
+
+_INTEGER = np.dtype(np.int64)
 
 
 def expand(mask: Array, x: Array) -> Array:

@@ -8,12 +8,16 @@ Frames, order and signs are the robot table's (`rlgym.envs.physics.robots`).
 from __future__ import annotations
 
 import functools
+import itertools
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlgym.envs.imitation.arrays import Array, constant, namespace
-from rlgym.envs.imitation.rotations import rotate, wrap_angle
+from rlgym.envs.imitation.arrays import Array, constant, indices, namespace
+from rlgym.envs.imitation.rotations import cross, multiply, rotate, wrap_angle
 from rlgym.envs.physics.robots import Robot
+from rlgym.envs.physics.urdf import Tree, read_tree
+from rlgym.errors import WorldError
 
 
 def foot_positions(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> Array:
@@ -30,13 +34,20 @@ def foot_positions(robot: Robot, root_pos: Array, root_quat: Array, q: Array) ->
 
 def feet_in_base(robot: Robot, q: Array) -> Array:
     """Return where the feet are in the base's frame, (B, feet, 3) m, for `q` (B, nq)."""
-    return _leg_points(robot, q)[1]
+    if len(robot.legs) == len(robot.feet):
+        return _leg_points(robot, q)[1]
+    tree, frames = _tree(robot), joint_frames(robot, q)
+    on = indices(tree.foot_parent, q)
+    return frames.pos[:, on] + rotate(frames.quat[:, on], constant(tree.foot_pos, q))
 
 
-def knee_positions(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> Array:
-    """Return where a quadruped's knees are in the world, (B, 4, 3) m; as `foot_positions`."""
-    in_base = _leg_points(robot, q)[0]
-    return root_pos[:, None] + rotate(root_quat[:, None], in_base)
+def knee_heights(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> Array:
+    """Return the heights of a quadruped's knees, (B, 4) m; arguments as for `foot_positions`."""
+    knees = _leg_points(robot, q)[0]
+    x, y, z, w = (root_quat[:, i, None] for i in range(4))
+    # the product with the last row of the rotation's matrix
+    height = 2 * (x * z - w * y) * knees[..., 0] + 2 * (y * z + w * x) * knees[..., 1]
+    return root_pos[:, 2, None] + height + (1 - 2 * (x * x + y * y)) * knees[..., 2]
 
 
 def _leg_points(robot: Robot, q: Array) -> tuple[Array, Array]:
@@ -96,13 +107,18 @@ def leg_angles(robot: Robot, foot_pos: Array) -> tuple[Array, Array]:
     return q, xp.all(within, axis=-1) & xp.all(allowed, axis=-1)
 
 
+@functools.lru_cache(maxsize=64)
+def _legs(robot: Robot) -> _Legs:
+    return _Legs(robot)
+
+
 class _Legs:
     """A robot's legs as tuples over legs, ready for `constant`."""
 
     def __init__(self, robot: Robot) -> None:
         legs = robot.legs
         if not legs:
-            raise ValueError(f"robot '{robot.name}' has no legs in the robot table")
+            raise WorldError(f"robot '{robot.name}' has no legs: give `legs` in the robot's entry")
         self.hip = tuple(leg.hip for leg in legs)
         self.abduction = tuple(leg.abduction for leg in legs)
         self.thigh = tuple(leg.thigh for leg in legs)
@@ -112,6 +128,134 @@ class _Legs:
         self.bend = tuple(np.where(knees > 0, 1.0, -1.0).tolist())
 
 
+# ----- Any other robot: a tree of joints ---------------------------------------------------------
+
+
+class Frames(NamedTuple):
+    """Frames of the joints' child links in the base's frame; the last is the base's own."""
+
+    pos: Array
+    """(B, J + 1, 3) m."""
+    quat: Array
+    """(B, J + 1, 4)."""
+
+
+def joint_frames(robot: Robot, q: Array) -> Frames:
+    """Return where the links are that each joint moves, in the base's frame, for `q` (B, nq)."""
+    return _forward(_tree(robot), q)[0]
+
+
+def centre_of_mass_velocity(
+    robot: Robot, root_quat: Array, root_linvel: Array, root_angvel: Array, q: Array, qd: Array
+) -> Array:
+    """Return the velocity of the whole robot's centre of mass, (B, 3) m/s, world frame.
+
+    Args:
+        root_quat: (B, 4) orientation of the base.
+        root_linvel, root_angvel: (B, 3) velocity of the base's origin, world frame.
+        q: (B, nq) joint positions.
+        qd: (B, nv) joint velocities; three of a spherical joint, in the joint's frame before its
+            turn.
+    """
+    xp = namespace(q)
+    tree = _tree(robot)
+    frames, joints = _forward(tree, q)
+    # Each joint moves all that hangs on it as one body: its angular velocity, in the base's frame,
+    # crossed with the arm from the joint to that body's centre, times that body's mass.
+    mass = constant(tree.mass, q)
+    centre = frames.pos + rotate(frames.quat, constant(tree.com, q))
+    moved = constant(tree.below, q)  # (J, J + 1) 1 where a joint moves a link
+    weight = xp.matmul(moved, mass)
+    arm = xp.matmul(moved * mass, centre) - weight[:, None] * frames.pos[:, :-1]
+    turning = rotate(joints, _joint_turning(tree, qd))
+    total = constant(sum(tree.mass), q)
+    centre = xp.matmul(mass, centre) / total
+    velocity = xp.sum(cross(turning, arm), axis=-2) / total
+    return root_linvel + cross(root_angvel, rotate(root_quat, centre)) + rotate(root_quat, velocity)
+
+
+def _joint_turning(tree: _Tree, qd: Array) -> Array:
+    """Return angular velocities (B, J, 3) in the joints' frames before their turns."""
+    hinge = qd[:, indices(tree.hinge_qd, qd), None] * constant(tree.axis, qd)
+    if not tree.balls:
+        return hinge
+    ball = qd[:, indices(tree.ball_qd, qd)].reshape(qd.shape[0], -1, 3)
+    return namespace(qd).concatenate((hinge, ball), axis=1)[:, indices(tree.joint_order, qd)]
+
+
+def _forward(tree: _Tree, q: Array) -> tuple[Frames, Array]:
+    """Return the links' frames, and the joints' own orientations before their turns (B, J, 4)."""
+    xp = namespace(q)
+    half = 0.5 * q[:, indices(tree.hinge_q, q)]
+    turn = xp.concatenate(
+        (xp.sin(half)[..., None] * constant(tree.axis, q), xp.cos(half)[..., None]), axis=-1
+    )
+    if tree.balls:
+        ball = q[:, indices(tree.ball_q, q)].reshape(q.shape[0], -1, 4)
+        turn = xp.concatenate((turn, ball), axis=1)[:, indices(tree.joint_order, q)]
+    place, lean = constant(tree.pos, q), constant(tree.quat, q)
+    batch = q.shape[0]
+    pos = xp.zeros((batch, 1, 3), q)
+    quat = xp.broadcast_to(xp.array((0.0, 0.0, 0.0, 1.0), q), (batch, 1, 4))
+    before = []
+    # `pos` and `quat` grow level by level: the base, its joints, the joints on those, ...
+    for level, parents in tree.levels:
+        joints, on = indices(level, q), indices(parents, q)
+        above = quat[:, on]
+        pos = xp.concatenate((pos, pos[:, on] + rotate(above, place[joints])), axis=1)
+        before.append(multiply(above, lean[joints]))
+        quat = xp.concatenate((quat, multiply(before[-1], turn[:, joints])), axis=1)
+    links = indices(tree.unsort_links, q)
+    joints = xp.concatenate(before, axis=1)[:, indices(tree.unsort, q)]
+    return Frames(pos[:, links], quat[:, links]), joints
+
+
 @functools.lru_cache(maxsize=64)
-def _legs(robot: Robot) -> _Legs:
-    return _Legs(robot)
+def _tree(robot: Robot) -> _Tree:
+    return _Tree(robot, read_tree(robot))
+
+
+class _Tree:
+    """A robot's joint tree by levels; numbers as tuples, ready for `constant`."""
+
+    def __init__(self, robot: Robot, tree: Tree) -> None:
+        count = len(tree.parent)
+        depth: list[int] = [0] * count
+        for j in tree.order:
+            depth[j] = 0 if tree.parent[j] < 0 else depth[tree.parent[j]] + 1
+        by_level = [
+            tuple(j for j in range(count) if depth[j] == level) for level in range(max(depth) + 1)
+        ]
+        place = {-1: 0} | {j: i + 1 for i, j in enumerate(itertools.chain(*by_level))}
+        self.levels = [(level, tuple(place[tree.parent[j]] for j in level)) for level in by_level]
+        """Joints of each depth, and where their parents stand among what is done before."""
+        self.unsort = tuple(place[j] - 1 for j in range(count))
+        self.unsort_links = (*(place[j] for j in range(count)), 0)
+
+        widths_q = [4 if ball else 1 for ball in tree.spherical]
+        widths_qd = [3 if ball else 1 for ball in tree.spherical]
+        start_q, start_qd = np.cumsum([0, *widths_q]), np.cumsum([0, *widths_qd])
+        hinges = [j for j in range(count) if not tree.spherical[j]]
+        self.balls = [j for j in range(count) if tree.spherical[j]]
+        self.hinge_q = tuple(int(start_q[j]) for j in hinges)
+        self.hinge_qd = tuple(int(start_qd[j]) for j in hinges)
+        self.ball_q = tuple(int(start_q[j]) + k for j in self.balls for k in range(4))
+        self.ball_qd = tuple(int(start_qd[j]) + k for j in self.balls for k in range(3))
+        self.joint_order = tuple(np.argsort(hinges + self.balls).tolist())
+
+        self.axis = _tuples(tree.axis[hinges])
+        self.pos, self.quat = _tuples(tree.pos), _tuples(tree.quat)
+        self.mass, self.com = _tuples(tree.mass), _tuples(tree.com)
+        self.foot_parent, self.foot_pos = tree.foot_parent, _tuples(tree.foot_pos)
+        below = np.zeros((count, count + 1))
+        for j in range(count):
+            at = j
+            while at >= 0:
+                below[at, j] = 1.0
+                at = tree.parent[at]
+        self.below = _tuples(below)
+
+
+def _tuples(array: np.ndarray) -> Any:
+    """Return nested tuples of floats, which can be keys."""
+    return tuple(_tuples(row) for row in array) if array.ndim else float(array)

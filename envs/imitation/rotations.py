@@ -58,6 +58,13 @@ def _rotate(x: Array, y: Array, z: Array, w: Array, v: Array) -> Array:
     )
 
 
+def cross(a: Array, b: Array) -> Array:
+    """Return the vector products of vectors (..., 3)."""
+    ax, ay, az = a[..., 0], a[..., 1], a[..., 2]
+    bx, by, bz = b[..., 0], b[..., 1], b[..., 2]
+    return namespace(a).stack((ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx), axis=-1)
+
+
 def normalize(q: Array) -> Array:
     """Scale quaternions (..., 4) to unit length; zeros become the identity."""
     xp = namespace(q)

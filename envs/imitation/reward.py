@@ -1,0 +1,135 @@
+"""How well a batch of robots does what the reference does: five terms, each 1 when it is exact.
+
+A term is exp(-scale * error); the reward is their weighted sum. What the errors are made of is
+data (`RewardSpec`): Peng et al. 2020, arXiv:2004.00784, section V.B and google-research/
+motion_imitation for quadrupeds; Peng et al. 2018, arXiv:1804.02717, section 5.2 as pybullet_envs
+has it for the humanoid.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from rlgym.envs.imitation.arrays import Array, constant, indices, namespace
+from rlgym.envs.imitation.clips import Ref
+from rlgym.envs.imitation.rotations import angle_between, heading_cos_sin
+from rlgym.envs.imitation.spec import RewardSpec
+from rlgym.envs.physics.engine import State
+from rlgym.envs.physics.robots import Robot
+
+TERMS = ("pose", "velocity", "end_effector", "root_pose", "root_velocity")
+
+
+def reward(
+    state: State, ref: Ref, spec: RewardSpec, robot: Robot
+) -> tuple[Array, dict[str, Array]]:
+    """Return the reward (B,) and its terms, name of `TERMS` -> (B,), before their weights."""
+    xp = namespace(state.q)
+    angle = angle_between(state.root_quat, ref.root_quat)
+    rotation = angle * angle
+    distance = _squared(state.root_pos - ref.root_pos)
+    linear = _squared(state.root_linvel - ref.root_linvel)
+    angular = _squared(state.root_angvel - ref.root_angvel)
+
+    pose = _pose_error(state.q, ref.q, spec, robot)
+    velocity = _weighted(state.qd - ref.qd, _velocity_weights(spec, robot))
+    if spec.root_weight:
+        pose = pose + spec.root_weight * rotation
+        velocity = velocity + spec.root_weight * angular
+    root_pose = distance + spec.rotation_share * rotation
+    if spec.linear_velocity_share:
+        root_pose = root_pose + spec.linear_velocity_share * linear
+    if spec.angular_velocity_share:
+        root_pose = root_pose + spec.angular_velocity_share * angular
+    errors = (
+        pose,
+        velocity,
+        _end_effector_error(state, ref, spec),
+        root_pose,
+        spec.velocity_linear_share * linear + spec.velocity_angular_share * angular,
+    )
+    chosen = [getattr(spec, name) for name in TERMS]
+    scale = constant(tuple(-term.scale for term in chosen), state.q)
+    weight = constant(tuple(term.weight for term in chosen), state.q)
+    terms = xp.exp(xp.stack(errors, axis=-1) * scale)
+    total = xp.matmul(terms, weight)
+    return total, {name: terms[:, i] for i, name in enumerate(TERMS)}
+
+
+def _squared(x: Array) -> Array:
+    return namespace(x).dot(x, x)
+
+
+def _weighted(difference: Array, weights: tuple[float, ...]) -> Array:
+    """Sum of squares over the last axis, weighted where there are weights."""
+    xp = namespace(difference)
+    if not weights:
+        return xp.dot(difference, difference)
+    return xp.matmul(difference * difference, constant(weights, difference))
+
+
+def _pose_error(q: Array, ref_q: Array, spec: RewardSpec, robot: Robot) -> Array:
+    """Sum of squared differences of angles; a spherical joint's is the rotation between them."""
+    if not robot.spherical:
+        return _weighted(q - ref_q, spec.joint_weights)
+    hinges, balls, hinge_weights, ball_weights = _joint_columns(robot, spec.joint_weights)
+    at = indices(hinges, q)
+    error = _weighted(q[:, at] - ref_q[:, at], hinge_weights)
+    at = indices(balls, q)
+    shape = (q.shape[0], -1, 4)
+    return error + _weighted(
+        angle_between(q[:, at].reshape(shape), ref_q[:, at].reshape(shape)), ball_weights
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _joint_columns(
+    robot: Robot, weights: tuple[float, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
+    """Return the columns in q of hinges and of balls, and the weights of each."""
+    weights = weights or (1.0,) * len(robot.joints)
+    hinges, balls, start = [], [], 0
+    for spherical in robot.is_spherical:
+        width = 4 if spherical else 1
+        (balls if spherical else hinges).extend(range(start, start + width))
+        start += width
+    kinds = list(zip(robot.is_spherical, weights, strict=True))
+    return (
+        tuple(hinges),
+        tuple(balls),
+        tuple(weight for spherical, weight in kinds if not spherical),
+        tuple(weight for spherical, weight in kinds if spherical),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _velocity_weights(spec: RewardSpec, robot: Robot) -> tuple[float, ...]:
+    """Return the weight of each column of qd; () when each counts once."""
+    if not spec.joint_weights:
+        return ()
+    kinds = zip(robot.is_spherical, spec.joint_weights, strict=True)
+    return tuple(w for spherical, w in kinds for _ in range(3 if spherical else 1))
+
+
+def _end_effector_error(state: State, ref: Ref, spec: RewardSpec) -> Array:
+    """Squared differences of the feet's positions, summed (or averaged) over feet."""
+    xp = namespace(state.q)
+    difference = state.foot_pos - ref.foot_pos
+    up = difference[..., 2]
+    if spec.end_effector_frame == "heading":
+        x, y = _in_heading(state.root_pos, state.root_quat, state.foot_pos)
+        ref_x, ref_y = _in_heading(ref.root_pos, ref.root_quat, ref.foot_pos)
+        x, y = x - ref_x, y - ref_y
+    else:
+        x, y = difference[..., 0], difference[..., 1]
+    error = xp.sum(x * x + y * y + spec.end_effector_height * (up * up), axis=-1)
+    return error / state.foot_pos.shape[1] if spec.end_effector_mean else error
+
+
+def _in_heading(root_pos: Array, root_quat: Array, points: Array) -> tuple[Array, Array]:
+    """Return x and y of points (B, F, 3) from the base, in the frame of its heading, (B, F)."""
+    cos, sin = heading_cos_sin(root_quat)
+    x = points[..., 0] - root_pos[:, 0, None]
+    y = points[..., 1] - root_pos[:, 1, None]
+    cos, sin = cos[:, None], sin[:, None]
+    return cos * x + sin * y, cos * y - sin * x
