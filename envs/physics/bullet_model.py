@@ -1,0 +1,282 @@
+"""A robot in a Bullet client: how it is built, which of its links are what, what a row holds.
+
+Torch-free: worker processes import it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pybullet as p
+import pybullet_data
+
+from rlgym.envs.gymnasium.bullet import hush, without_noise
+from rlgym.envs.physics.engine import Actuation
+from rlgym.envs.physics.robots import Robot
+from rlgym.errors import WorldError
+from rlgym.settings import suggest
+
+LONGEST_STEP = 0.001
+"""Seconds. Torques of a PD servo that are held for longer make a robot of this size fall (at 2 ms)
+or explode (at 4 ms); a longer time step is cut into equal ones that are not longer."""
+_NOISE = (b"argv[", b"processing ", b"merge ", b"b3Warning[", b"Bad inertia tensor")
+
+
+@dataclass(frozen=True)
+class Build:
+    """How the robot and its world are made."""
+
+    merge: bool = True
+    """Make one link of links that are fixed to each other: faster, the same mass and inertia."""
+    collide: Literal["all", "feet"] = "all"
+    """Which links touch the ground."""
+    inertia: Literal["file", "shapes"] = "file"
+    """Take rotational inertia from the model file, where it has any, or from collision shapes."""
+    iterations: int = 50
+    """Of the constraint solver."""
+    gravity: float = 9.81
+    """m/s^2."""
+    contact_distance: float = 0.001
+    """A link this near to the ground touches it, m; Bullet itself reports contacts up to .02."""
+    friction: float | None = None
+    """Lateral friction coefficient between feet and ground; None: the robot's."""
+
+
+def layout(fields: dict[str, int]) -> tuple[dict[str, slice], int]:
+    """Return where each field lies in a row, and how long the row is."""
+    slices, end = {}, 0
+    for name, size in fields.items():
+        slices[name] = slice(end, end + size)
+        end += size
+    return slices, end
+
+
+def reset_fields(robot: Robot) -> dict[str, int]:
+    """Fields of a row that `BulletWorld.reset` reads, with their lengths."""
+    fields = {"base_pos": 3, "base_quat": 4, "linvel": 3, "angvel": 3, "q": robot.nq}
+    fields |= {"qd": robot.nv, "mass": 1, "inertia": 1, "friction": 1, "latency": 1}
+    return fields | dict.fromkeys(("motor_strength", "kp", "kd", "viscous", "coulomb"), robot.nv)
+
+
+def step_fields(robot: Robot) -> dict[str, int]:
+    """Fields of a row that `BulletWorld.step` reads, with their lengths."""
+    return {"previous": robot.nq, "target": robot.nq, "push": 3}
+
+
+def state_fields(robot: Robot) -> dict[str, int]:
+    """Fields of the row that `BulletWorld` writes, with their lengths."""
+    feet = len(robot.feet)
+    fields = {"base_pos": 3, "base_quat": 4, "linvel": 3, "angvel": 3, "q": robot.nq}
+    fields |= {"qd": robot.nv, "foot_link_pos": 3 * feet, "foot_link_quat": 4 * feet}
+    fields |= {"torque": robot.nv, "foot_contact": feet, "illegal_contact": 1, "power": 1}
+    fields |= {"sensed_quat": 4, "sensed_angvel": 3, "sensed_q": robot.nq}
+    return fields | {"sensed_qd": robot.nv, "broken": 1}
+
+
+def split(actuation: Actuation) -> tuple[float, int]:
+    """Return the physics step, s, and how many of them make one control step."""
+    parts = max(1, math.ceil(actuation.time_step / LONGEST_STEP - 1e-9))
+    return actuation.time_step / parts, actuation.substeps * parts
+
+
+def model_path(robot: Robot) -> Path:
+    """Return the URDF of a robot.
+
+    Raises:
+        WorldError: there is no such file, or it is not a URDF.
+    """
+    path = Path(robot.model)
+    if not path.is_absolute():
+        path = Path(pybullet_data.getDataPath()) / path
+    if path.suffix != ".urdf":
+        raise WorldError(
+            f"robot '{robot.name}': Bullet reads URDF, not {path.name}: give a URDF, or use "
+            'engine="mujoco"'
+        )
+    if not path.is_file():
+        raise WorldError(f"robot '{robot.name}': there is no file {path}: mend its `model`")
+    return path
+
+
+@dataclass(frozen=True)
+class Model:
+    """What Bullet makes of a robot's file: its numbers of the robot's parts."""
+
+    flags: int
+    """To load the file with."""
+    links: int
+    """How many there are besides the base."""
+    joints: tuple[int, ...]
+    """In the robot's order."""
+    feet: tuple[int, ...]
+    """Links that the feet are part of."""
+    foot_points: tuple[tuple[float, ...], ...]
+    """Of each foot in the frame of its link, m."""
+    bare_feet: bool
+    """Every foot is a link of its own, so that whatever of it touches the ground is the foot."""
+    may_touch: tuple[int, ...]
+    """Links, besides those of the feet, that may touch the ground."""
+    com_pos: tuple[float, ...]
+    """Centre of mass of the base link in its frame, m."""
+    com_quat: tuple[float, ...]
+    """Its principal axes, xyzw."""
+    masses: tuple[float, ...]
+    """kg of the base, then of each link."""
+    inertias: tuple[tuple[float, ...], ...]
+    """kg m^2 of each about its principal axes."""
+
+
+def inspect(robot: Robot, build: Build) -> Model:
+    """Find out what Bullet makes of a robot's file.
+
+    Raises:
+        WorldError: the file cannot be read, or lacks a joint or a link that the robot table names.
+    """
+    client = connect()
+    try:
+        flags = p.URDF_IGNORE_VISUAL_SHAPES | (p.URDF_MERGE_FIXED_LINKS if build.merge else 0)
+        whole = load(robot, p.URDF_IGNORE_VISUAL_SHAPES, client)
+        body = load(robot, flags, client) if build.merge else whole
+        masses, inertias = _inertias(body, client)
+        if build.inertia == "file":
+            in_file = load(robot, flags | p.URDF_USE_INERTIA_FROM_FILE, client)
+            found = _inertias(in_file, client)[1]
+            if min(found[0]) > 0.0:  # else the file has none
+                flags, body = flags | p.URDF_USE_INERTIA_FROM_FILE, in_file
+                inertias = tuple(
+                    own if min(own) > 0.0 else shape
+                    for own, shape in zip(found, inertias, strict=True)
+                )
+        return _describe(
+            robot, _Names(whole, client), _Names(body, client), flags, masses, inertias
+        )
+    finally:
+        p.disconnect(client)
+
+
+def connect() -> int:
+    """Begin an empty world; returns its number."""
+    hush()
+    return p.connect(p.DIRECT)
+
+
+def load(robot: Robot, flags: int, client: int) -> int:
+    """Load the robot's file into a client; returns the body's number.
+
+    Raises:
+        WorldError: the file cannot be read.
+    """
+    path = model_path(robot)
+    with without_noise(*_NOISE):
+        try:
+            return p.loadURDF(
+                str(path), flags=flags, globalScaling=robot.scale, physicsClientId=client
+            )
+        except p.error as error:
+            text = f"robot '{robot.name}': Bullet cannot read {path}: {error}: mend the file"
+            raise WorldError(text) from None
+
+
+class _Names:
+    """Links and joints of a body by name.
+
+    Attributes:
+        links: number of each link by its name; the base is -1.
+        joints: number of each joint by its name.
+        parents: number of each link's parent.
+        fixed: which links are fixed to their parent.
+    """
+
+    def __init__(self, body: int, client: int) -> None:
+        self.body, self.client = body, client
+        self.links = {p.getBodyInfo(body, client)[0].decode(): -1}
+        self.joints: dict[str, int] = {}
+        self.parents: dict[int, int] = {}
+        self.fixed: set[int] = set()
+        for index in range(p.getNumJoints(body, client)):
+            info = p.getJointInfo(body, index, client)
+            self.joints[info[1].decode()] = index
+            self.links[info[12].decode()] = index
+            self.parents[index] = info[16]
+            if info[2] == p.JOINT_FIXED:
+                self.fixed.add(index)
+
+    def name(self, link: int) -> str:
+        """Return the name of a link."""
+        return next(name for name, index in self.links.items() if index == link)
+
+    def frame(self, link: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pose of a link's frame: position (3,), rotation matrix (3, 3)."""
+        if link < 0:
+            pos, quat = p.getBasePositionAndOrientation(self.body, self.client)
+            info = p.getDynamicsInfo(self.body, -1, self.client)
+            pos, quat = p.multiplyTransforms(pos, quat, *p.invertTransform(info[3], info[4]))
+        else:
+            pos, quat = p.getLinkState(self.body, link, 0, 1, self.client)[4:6]
+        return np.array(pos), np.array(p.getMatrixFromQuaternion(quat)).reshape(3, 3)
+
+    def home(self, link: str, others: _Names) -> tuple[int, np.ndarray, np.ndarray]:
+        """Find the link of another body of the same file that contains a link of this one.
+
+        Returns:
+            Its number there; position (3,) and rotation (3, 3) of this link in its frame.
+        """
+        index = self.links[link]
+        while index >= 0 and self.name(index) not in others.links:
+            index = self.parents[index]
+        there = others.links[self.name(index)]
+        pos, rot = self.frame(self.links[link])
+        root_pos, root_rot = self.frame(index)
+        return there, root_rot.T @ (pos - root_pos), root_rot.T @ rot
+
+
+def _inertias(body: int, client: int) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """Return masses and principal moments of inertia of the base and all links."""
+    links = range(-1, p.getNumJoints(body, client))
+    found = [p.getDynamicsInfo(body, link, client) for link in links]
+    return tuple(info[0] for info in found), tuple(info[2] for info in found)
+
+
+def _describe(
+    robot: Robot,
+    whole: _Names,
+    built: _Names,
+    flags: int,
+    masses: tuple[float, ...],
+    inertias: tuple[tuple[float, ...], ...],
+) -> Model:
+    """Look up the robot table's names in a body and in the one with all links apart."""
+    for kind, names, known in (
+        ("joint", robot.joints, whole.joints),
+        ("link", (robot.base, *(foot.link for foot in robot.feet), *robot.may_touch), whole.links),
+    ):
+        for name in names:
+            if name not in known:
+                raise WorldError(
+                    f"robot '{robot.name}': {model_path(robot).name} has no {kind} '{name}': "
+                    f"{suggest(name, known)}"
+                )
+    homes = [whole.home(foot.link, built) for foot in robot.feet]
+    feet = tuple(home for home, _, _ in homes)
+    points = [
+        pos + rot @ np.array(foot.point)
+        for (_, pos, rot), foot in zip(homes, robot.feet, strict=True)
+    ]
+    info = p.getDynamicsInfo(built.body, -1, built.client)
+    return Model(
+        flags=flags,
+        links=len(built.parents),
+        joints=tuple(built.joints[name] for name in robot.joints),
+        feet=feet,
+        foot_points=tuple(tuple(point.tolist()) for point in points),
+        bare_feet=all(foot.link in built.links for foot in robot.feet),
+        may_touch=tuple(whole.home(name, built)[0] for name in robot.may_touch),
+        com_pos=info[3],
+        com_quat=info[4],
+        masses=masses,
+        inertias=inertias,
+    )

@@ -1,0 +1,326 @@
+"""One robot in a physics client of its own: what a process does for each of its Bullet worlds.
+
+Numbers cross in flat rows of floats, in Bullet's own terms: the frame of the base's centre of mass,
+joints with the model file's signs and zeros. `bullet.py` converts whole batches of rows at once.
+Torch-free: worker processes import it.
+
+The loop in `BulletWorld.step` runs a thousand times per simulated second. Measured there (us):
+getJointStates for twelve joints 6, setJointMotorControlArray with a list 4 (with an array 7), the
+servo in plain Python 4 (in numpy 8), stepSimulation 20 to 60.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import numpy as np
+import pybullet as p
+
+from rlgym.envs.physics.bullet_model import (
+    Build,
+    Model,
+    connect,
+    layout,
+    load,
+    reset_fields,
+    split,
+    state_fields,
+    step_fields,
+)
+from rlgym.envs.physics.engine import Actuation
+from rlgym.envs.physics.robots import Robot
+
+FASTEST = 100.0
+"""m/s and, times ten, rad/s: the base of a world that blew up is faster."""
+LARGEST = 1e6
+"""No number of a sane world is larger."""
+NEAR = 2.5
+"""Radii around a foot's centre within which a contact of its link is the foot's."""
+
+
+class BulletWorld:
+    """One robot on one terrain, until it is closed.
+
+    Args:
+        robot: to simulate.
+        model: what `inspect` found of it with this `build`.
+        actuation: of the joints.
+        build: of robot and world.
+        home: row that the world is reset to when it blew up.
+    """
+
+    def __init__(
+        self, robot: Robot, model: Model, actuation: Actuation, build: Build, home: np.ndarray
+    ) -> None:
+        """Build the world and reset it to `home`."""
+        self.robot, self.model, self.actuation, self.build = robot, model, actuation, build
+        self._time_step, self._steps = split(actuation)
+        self._reset, _ = layout(reset_fields(robot))
+        self._step, _ = layout(step_fields(robot))
+        self._state, size = layout(state_fields(robot))
+        self._ramp = np.linspace(0.0, 1.0, self._steps + 1)[1:, None]
+        self._limit = list(robot.torque_limit) if actuation.limit_torque else None
+        self._joints = list(model.joints)
+        self._foot_of = {link: foot for foot, link in enumerate(model.feet)}
+        self._sensed = slice(self._state["sensed_quat"].start, self._state["sensed_qd"].stop)
+        self._home = home.copy()
+        self._client = -1
+        self._rebuild()
+        self.reset(self._home, np.empty(size))
+
+    # ------------------------------------------------------------------ building
+    def _rebuild(self) -> None:
+        """Make the world anew: what an explosion leaves of one cannot be trusted."""
+        self.close()
+        build, model = self.build, self.model
+        client = self._client = connect()
+        p.setGravity(0.0, 0.0, -build.gravity, physicsClientId=client)
+        p.setPhysicsEngineParameter(
+            fixedTimeStep=self._time_step,
+            numSolverIterations=build.iterations,
+            enableConeFriction=0,
+            deterministicOverlappingPairs=1,
+            physicsClientId=client,
+        )
+        self._ground = self._make_ground()
+        body = self._body = load(self.robot, model.flags, client)
+        p.changeDynamics(body, -1, linearDamping=0.0, angularDamping=0.0, physicsClientId=client)
+        feet = set(model.feet)
+        for link in range(-1, model.links):
+            p.changeDynamics(body, link, jointDamping=0.0, physicsClientId=client)
+            if build.collide == "feet" and link not in feet:
+                p.setCollisionFilterPair(self._ground, body, -1, link, 0, physicsClientId=client)
+        self._applied: dict[str, Any] = {}
+
+    def _make_ground(self) -> int:
+        plane = p.createCollisionShape(p.GEOM_PLANE, physicsClientId=self._client)
+        ground = p.createMultiBody(0.0, plane, physicsClientId=self._client)
+        p.changeDynamics(ground, -1, lateralFriction=1.0, physicsClientId=self._client)
+        return ground
+
+    def close(self) -> None:
+        """Give up the client."""
+        if self._client >= 0:
+            with contextlib.suppress(p.error):
+                p.disconnect(self._client)
+            self._client = -1
+
+    # ------------------------------------------------------------------ resets
+    def reset(self, row: np.ndarray, out: np.ndarray) -> None:
+        """Put the robot into a state.
+
+        Args:
+            row: fields of `reset_fields`.
+            out: row for the fields of `state_fields`.
+        """
+        values = {name: row[where].tolist() for name, where in self._reset.items()}
+        self._randomize(values)
+        body, client, joints = self._body, self._client, self.model.joints
+        p.resetBasePositionAndOrientation(body, values["base_pos"], values["base_quat"], client)
+        p.resetBaseVelocity(body, values["linvel"], values["angvel"], client)
+        p.resetJointStatesMultiDof(
+            body,
+            joints,
+            [[x] for x in values["q"]],
+            [[x] for x in values["qd"]],
+            physicsClientId=client,
+        )
+        p.performCollisionDetection(client)
+        self._trail = [(values["q"], values["qd"])]
+        self._pose = self._read_pose()
+        self._write(out, [0.0] * len(joints), 0.0)
+
+    def _randomize(self, values: dict[str, Any]) -> None:
+        """Change what differs from the last reset."""
+        old, body, client, model = self._applied, self._body, self._client, self.model
+        scales = values["mass"][0], values["inertia"][0]
+        if old.get("scales") != scales:
+            mass, inertia = scales[0], scales[0] * scales[1]
+            for link in range(-1, model.links):
+                p.changeDynamics(
+                    body,
+                    link,
+                    mass=mass * model.masses[link + 1],
+                    localInertiaDiagonal=[inertia * x for x in model.inertias[link + 1]],
+                    physicsClientId=client,
+                )
+        if old.get("friction") != values["friction"]:
+            for link in set(model.feet):
+                friction = values["friction"][0]
+                p.changeDynamics(body, link, lateralFriction=friction, physicsClientId=client)
+        if old.get("viscous") != values["viscous"]:
+            for joint, damping in zip(model.joints, values["viscous"], strict=True):
+                p.changeDynamics(body, joint, jointDamping=damping, physicsClientId=client)
+        if old.get("coulomb") != values["coulomb"]:
+            # a motor that holds still with at most this torque is Coulomb's friction; with none
+            # it also takes Bullet's own motor away, which every loaded joint has
+            p.setJointMotorControlArray(
+                body,
+                model.joints,
+                p.VELOCITY_CONTROL,
+                forces=values["coulomb"],
+                physicsClientId=client,
+            )
+        self._applied = {name: values[name] for name in ("friction", "viscous", "coulomb")}
+        self._applied["scales"] = scales
+        strength = values["motor_strength"]
+        robot = self.robot
+        self._kp = [s * f * k for s, f, k in zip(strength, values["kp"], robot.kp, strict=True)]
+        self._kd = [s * f * k for s, f, k in zip(strength, values["kd"], robot.kd, strict=True)]
+        lag = values["latency"][0] / self._time_step
+        self._lag = math.floor(lag + 1e-9)
+        self._blend = max(0.0, lag - self._lag)
+        if self._blend < 1e-6:
+            self._blend = 0.0
+
+    # ------------------------------------------------------------------ steps
+    def step(self, row: np.ndarray, out: np.ndarray) -> None:
+        """Simulate a control step.
+
+        Args:
+            row: fields of `step_fields`.
+            out: row for the fields of `state_fields`.
+        """
+        fields, body, client = self._step, self._body, self._client
+        goals = self._goals(row[fields["previous"]], row[fields["target"]])
+        push = row[fields["push"]]
+        if push.any():
+            linear, angular = p.getBaseVelocity(body, client)
+            p.resetBaseVelocity(body, (linear + push).tolist(), angular, client)
+        joints, limit, clip = self._joints, self._limit, self.actuation.target_clip
+        kp, kd, trail = self._kp, self._kd, self._trail
+        get, put, advance, mode = (
+            p.getJointStates,
+            p.setJointMotorControlArray,
+            p.stepSimulation,
+            p.TORQUE_CONTROL,
+        )
+        end = self._steps - self._lag
+        poses = {0: self._pose}
+        q, qd = trail[-1]
+        torque: list[float] = []
+        torques: list[float] = []
+        for k, goal in enumerate(goals, start=1):
+            if clip is not None:
+                goal = self._clipped(goal, clip)
+            torque = [
+                gain * (t - x) - damping * v
+                for t, x, v, gain, damping in zip(goal, q, qd, kp, kd, strict=True)
+            ]
+            if limit is not None:
+                torque = [
+                    x if -m <= x <= m else m if x > m else -m
+                    for x, m in zip(torque, limit, strict=True)
+                ]
+            put(body, joints, mode, forces=torque, physicsClientId=client)
+            advance(client)
+            torques += torque
+            states = get(body, joints, client)
+            q, qd = [state[0] for state in states], [state[1] for state in states]
+            trail.append((q, qd))
+            if k == end or k == end - 1:
+                poses[k] = self._read_pose()
+        speeds = np.array([qd for _, qd in trail[-self._steps :]])
+        power = np.abs(np.array(torques) * speeds.ravel()).sum() / self._steps
+        self._pose = poses[self._steps] if self._steps in poses else self._read_pose()
+        self._write(out, torque, float(power))
+        out[self._sensed] = self._delayed(poses, end)
+        del trail[: -self._steps - 2]
+        if not np.abs(out).max() < LARGEST or self._is_absurd():
+            self._rebuild()
+            self.reset(self._home, out)
+            out[self._state["broken"]] = 1.0
+
+    def _goals(self, previous: np.ndarray, target: np.ndarray) -> list[list[float]]:
+        """Return the joints' targets of each physics step."""
+        if not self.actuation.interpolate:
+            return [target.tolist()] * self._steps
+        return (previous + self._ramp * (target - previous)).tolist()
+
+    def _clipped(self, goal: list[float], clip: float) -> list[float]:
+        """Keep targets within a distance of the measured angles."""
+        return [
+            t if -clip <= t - x <= clip else x + clip if t > x else x - clip
+            for t, x in zip(goal, self._lagging(), strict=True)
+        ]
+
+    def _lagging(self) -> list[float]:
+        """Return joint angles as they were `latency` ago."""
+        trail, lag, blend = self._trail, self._lag, self._blend
+        if len(trail) < lag + 2:
+            return trail[0][0]
+        newer = trail[-1 - lag][0]
+        if not blend:
+            return newer
+        return [x + blend * (y - x) for x, y in zip(newer, trail[-2 - lag][0], strict=True)]
+
+    def _delayed(self, poses: dict[int, Any], end: int) -> np.ndarray:
+        """Return sensors' readings: orientation, angular velocity, joint angles, velocities.
+
+        Args:
+            poses: the base's poses and velocities, by the physics step after which they were read.
+            end: number of the physics step that the sensors show.
+        """
+        newer = self._reading(poses[end], self._trail[-1 - self._lag])
+        if not self._blend or end < 1:
+            return newer
+        return newer + self._blend * (
+            self._reading(poses[end - 1], self._trail[-2 - self._lag]) - newer
+        )
+
+    @staticmethod
+    def _reading(pose: Any, joints: Any) -> np.ndarray:
+        return np.array([*pose[1], *pose[3], *joints[0], *joints[1]])
+
+    # ------------------------------------------------------------------ states
+    def _read_pose(self) -> tuple[Any, Any, Any, Any]:
+        """Read the base's position, orientation, velocity and angular velocity."""
+        body, client = self._body, self._client
+        return *p.getBasePositionAndOrientation(body, client), *p.getBaseVelocity(body, client)
+
+    def _write(self, out: np.ndarray, torque: list[float], power: float) -> None:
+        """Write the state into a row; sensors' readings without delay."""
+        model = self.model
+        pos, quat, linvel, angvel = self._pose
+        q, qd = self._trail[-1]
+        links = p.getLinkStates(self._body, model.feet, 0, 1, self._client)
+        feet_pos = [x for link in links for x in link[4]]
+        feet_quat = [x for link in links for x in link[5]]
+        touching, illegal = self._contacts(links)
+        state = (*pos, *quat, *linvel, *angvel, *q, *qd, *feet_pos, *feet_quat, *torque)
+        sensed = (*quat, *angvel, *q, *qd)
+        out[:] = (*state, *touching, illegal, power, *sensed, 0.0)
+
+    def _contacts(self, links: Any) -> tuple[list[float], float]:
+        """Find out which feet touch the ground, and whether a link does that must not."""
+        model = self.model
+        touching, illegal = [0.0] * len(model.feet), 0.0
+        points = p.getContactPoints(
+            bodyA=self._body, bodyB=self._ground, physicsClientId=self._client
+        )
+        for point in points:
+            if point[8] > self.build.contact_distance:
+                continue
+            link = point[3]
+            if link in self._foot_of:
+                foot = self._foot_of[link]
+                if model.bare_feet or self._is_foot(foot, links[foot], point[5]):
+                    touching[foot] = 1.0
+                    continue
+            if link not in model.may_touch:
+                illegal = 1.0
+        return touching, illegal
+
+    def _is_foot(self, foot: int, link: Any, point: Any) -> bool:
+        """Tell a foot from the rest of the link that it was merged into."""
+        centre, _ = p.multiplyTransforms(
+            link[4], link[5], self.model.foot_points[foot], (0.0, 0.0, 0.0, 1.0)
+        )
+        return math.dist(centre, point) <= NEAR * self.robot.feet[foot].radius
+
+    def _is_absurd(self) -> bool:
+        """Whether the base is faster than any robot is."""
+        linear, angular = self._pose[2:]
+        return math.hypot(*linear) > FASTEST or math.hypot(*angular) > 10 * FASTEST
