@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlgym.envs.physics.engine import Actuation
@@ -97,7 +97,7 @@ class ObservationSpec:
     """What fills the history when an episode begins: its first readings, or those of a robot that
     stands in its default pose (and are all that the first observation shows)."""
     last_action: Literal["action", "target"] = "action"
-    """The last action as it was given, or as `offset + scale * action`; 0 when an episode begins."""
+    """The last action as given, or as `offset + scale * action`; 0 when an episode begins."""
     target_steps: tuple[int, ...] = (1, 2, 10, 30)
     """Control steps ahead at which the reference is shown."""
     target_origin: Literal["reference", "robot"] = "reference"
@@ -342,16 +342,3 @@ def get_spec(spec: str | Spec, changes: Mapping[str, Any] | None = None) -> Spec
             raise ConfigError(f"there is no spec {spec!r}: {suggest(spec, SPECS)}")
         spec = SPECS[spec]
     return change(spec, changes or {}, {})
-
-
-def explicit(actuation: Actuation) -> Actuation:
-    """The same control step with PD torques at 1 kHz, for engines without implicit servos."""
-    if actuation.servo == "explicit":
-        return actuation
-    substeps = round(actuation.control_dt * 1000)
-    return replace(
-        actuation,
-        time_step=actuation.control_dt / substeps,
-        substeps=substeps,
-        servo="explicit",
-    )
