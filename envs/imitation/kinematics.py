@@ -142,7 +142,7 @@ class Frames(NamedTuple):
 
 def joint_frames(robot: Robot, q: Array) -> Frames:
     """Return where the links are that each joint moves, in the base's frame, for `q` (B, nq)."""
-    return _forward(_tree(robot), q)[0]
+    return _forward(_tree(robot), q)
 
 
 def centre_of_mass_velocity(
@@ -154,12 +154,11 @@ def centre_of_mass_velocity(
         root_quat: (B, 4) orientation of the base.
         root_linvel, root_angvel: (B, 3) velocity of the base's origin, world frame.
         q: (B, nq) joint positions.
-        qd: (B, nv) joint velocities; three of a spherical joint, in the joint's frame before its
-            turn.
+        qd: (B, nv) joint velocities; three of a spherical joint, in its child's frame.
     """
     xp = namespace(q)
     tree = _tree(robot)
-    frames, joints = _forward(tree, q)
+    frames = _forward(tree, q)
     # Each joint moves all that hangs on it as one body: its angular velocity, in the base's frame,
     # crossed with the arm from the joint to that body's centre, times that body's mass.
     mass = constant(tree.mass, q)
@@ -167,7 +166,7 @@ def centre_of_mass_velocity(
     moved = constant(tree.below, q)  # (J, J + 1) 1 where a joint moves a link
     weight = xp.matmul(moved, mass)
     arm = xp.matmul(moved * mass, centre) - weight[:, None] * frames.pos[:, :-1]
-    turning = rotate(joints, _joint_turning(tree, qd))
+    turning = rotate(frames.quat[:, :-1], _joint_turning(tree, qd))
     total = constant(sum(tree.mass), q)
     centre = xp.matmul(mass, centre) / total
     velocity = xp.sum(cross(turning, arm), axis=-2) / total
@@ -175,7 +174,7 @@ def centre_of_mass_velocity(
 
 
 def _joint_turning(tree: _Tree, qd: Array) -> Array:
-    """Return angular velocities (B, J, 3) in the joints' frames before their turns."""
+    """Return angular velocities (B, J, 3) in the frames of the joints' child links."""
     hinge = qd[:, indices(tree.hinge_qd, qd), None] * constant(tree.axis, qd)
     if not tree.balls:
         return hinge
@@ -183,8 +182,8 @@ def _joint_turning(tree: _Tree, qd: Array) -> Array:
     return namespace(qd).concatenate((hinge, ball), axis=1)[:, indices(tree.joint_order, qd)]
 
 
-def _forward(tree: _Tree, q: Array) -> tuple[Frames, Array]:
-    """Return the links' frames, and the joints' own orientations before their turns (B, J, 4)."""
+def _forward(tree: _Tree, q: Array) -> Frames:
+    """Return the links' frames in the base's, for `q` (B, nq)."""
     xp = namespace(q)
     half = 0.5 * q[:, indices(tree.hinge_q, q)]
     turn = xp.concatenate(
@@ -197,17 +196,15 @@ def _forward(tree: _Tree, q: Array) -> tuple[Frames, Array]:
     batch = q.shape[0]
     pos = xp.zeros((batch, 1, 3), q)
     quat = xp.broadcast_to(xp.array((0.0, 0.0, 0.0, 1.0), q), (batch, 1, 4))
-    before = []
     # `pos` and `quat` grow level by level: the base, its joints, the joints on those, ...
     for level, parents in tree.levels:
         joints, on = indices(level, q), indices(parents, q)
         above = quat[:, on]
         pos = xp.concatenate((pos, pos[:, on] + rotate(above, place[joints])), axis=1)
-        before.append(multiply(above, lean[joints]))
-        quat = xp.concatenate((quat, multiply(before[-1], turn[:, joints])), axis=1)
+        lying = multiply(above, lean[joints])
+        quat = xp.concatenate((quat, multiply(lying, turn[:, joints])), axis=1)
     links = indices(tree.unsort_links, q)
-    joints = xp.concatenate(before, axis=1)[:, indices(tree.unsort, q)]
-    return Frames(pos[:, links], quat[:, links]), joints
+    return Frames(pos[:, links], quat[:, links])
 
 
 @functools.lru_cache(maxsize=64)
@@ -229,7 +226,6 @@ class _Tree:
         place = {-1: 0} | {j: i + 1 for i, j in enumerate(itertools.chain(*by_level))}
         self.levels = [(level, tuple(place[tree.parent[j]] for j in level)) for level in by_level]
         """Joints of each depth, and where their parents stand among what is done before."""
-        self.unsort = tuple(place[j] - 1 for j in range(count))
         self.unsort_links = (*(place[j] for j in range(count)), 0)
 
         widths_q = [4 if ball else 1 for ball in tree.spherical]
