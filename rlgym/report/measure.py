@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlgym.envs.imitation.rotations import angle_between, heading
+from rlgym.envs.imitation.rotations import angle_between, heading, wrap_angle
 from rlgym.envs.imitation.task import CAUSES
 from rlgym.errors import UserError
 
@@ -191,7 +191,7 @@ class _Tally:
         alive = ~done
         self.tracked += alive
         self.sums["joint"] += np.where(alive, _joint_error(self.task), 0.0)
-        turned = angle_difference(heading(state.root_quat), heading(ref.root_quat))
+        turned = wrap_angle(heading(state.root_quat) - heading(ref.root_quat))
         self.sums["heading"] += np.where(alive, turned**2, 0.0)
         self.sums["power"] += np.where(alive, state.power, 0.0)
         moved = state.root_pos[:, :2] - self.before
@@ -256,11 +256,6 @@ class _Tally:
             energy=joules / total["distance"] if moves else float("nan"),
             trace=self.trace,
         )
-
-
-def angle_difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return a - b, wrapped to [-pi, pi)."""
-    return (a - b + np.pi) % (2 * np.pi) - np.pi
 
 
 def _joint_error(task: Any) -> np.ndarray:

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlgym.report import svg
-from rlgym.report.sim2sim import ACTORS
 
-ENGINE_NAMES = {"bullet": "PyBullet", "mujoco": "MuJoCo"}
 SHOWN_TERMS = ("nominal", "push-0.5")
 """Disturbances whose reward terms are drawn, as far as they were measured."""
 
@@ -57,7 +55,7 @@ def headline(document: Document) -> str:
     """One sentence: what the policy scores where it was not trained."""
     about = document["about"]
     parts = []
-    for engine in about["engines"]:
+    for engine, name in about["engines"].items():
         cells = [
             c for c in document["cells"] if c["engine"] == engine and "policy" in c["measured"]
         ]
@@ -65,7 +63,7 @@ def headline(document: Document) -> str:
             continue
         by_score = sorted(cells, key=lambda cell: cell["measured"]["policy"]["score"])
         first, worst = cells[0], by_score[0]
-        text = f"{_engine(engine)}: {_score(first)} {_title(about, first)}"
+        text = f"{name}: {_score(first)} {_title(about, first)}"
         if len(cells) > 1:
             text += f", at worst {_score(worst)} with {_title(about, worst)}"
         parts.append(text)
@@ -78,7 +76,7 @@ def facts(document: Document) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return (
         f"{about['robot']} imitating {about['clip']} (spec {about['spec']}), trained in "
-        f"{_engine(about['trained_in'])} for {about['env_steps']:,} steps, {about['which']} "
+        f"{about['trained_in']} for {about['env_steps']:,} steps, {about['which']} "
         f"checkpoint; {about['episodes']} deterministic episodes of each actor in each row, the "
         f"same start phases and pushes for all; {about['date']}, {versions}."
     )
@@ -112,23 +110,22 @@ def tables(document: Document) -> dict[str, list[tuple[str, Rows]]]:
     """Return the tables of each section, one per engine, with their captions."""
     about, cells = document["about"], document["cells"]
     found: dict[str, list[tuple[str, Rows]]] = {section: [] for section in NOTES}
-    for engine in about["engines"]:
-        name = _engine(engine)
-        found["Scores"].append((_caption(engine, cells), _scores(about, engine, cells)))
+    for engine, name in about["engines"].items():
+        found["Scores"].append((_caption(name, engine, cells), _scores(about, engine, cells)))
         found["Reward terms"].append((name, _terms(about, engine, cells)))
         found["Tracking and energy"].append((name, _tracking(about, engine, cells)))
     return found
 
 
-def _caption(engine: str, cells: Sequence[Document]) -> str:
+def _caption(name: str, engine: str, cells: Sequence[Document]) -> str:
     steps = {c["time_step"] for c in cells if c["engine"] == engine and not c["refused"]}
     shown = ", ".join(f"{1000 * step:g} ms" for step in sorted(steps))
-    return f"{_engine(engine)}, physics step {shown}" if steps else _engine(engine)
+    return f"{name}, physics step {shown}" if steps else name
 
 
 def _scores(about: Document, engine: str, cells: Sequence[Document]) -> Rows:
     actors = about["actors"]
-    head = ["", *(ACTORS[name] for name in actors), *(f"{ACTORS[n]} survives" for n in actors)]
+    head = ["", *actors.values(), *(f"{title} survives" for title in actors.values())]
     rows = []
     for cell in _of(engine, cells):
         if cell["refused"]:
@@ -148,7 +145,7 @@ def _terms(about: Document, engine: str, cells: Sequence[Document]) -> Rows:
             if actor != "policy" and cell["disturbance"] != "nominal":
                 continue
             names = list(one["terms"])
-            who = "" if actor == "policy" else f" ({ACTORS[actor]})"
+            who = "" if actor == "policy" else f" ({about['actors'][actor]})"
             shares = [_number(one["terms"][name]) for name in names]
             rows.append([_title(about, cell) + who, *shares, _number(one["score"])])
     return ["", *(name.replace("_", " ") for name in names), "sum"], rows
@@ -162,7 +159,7 @@ def _tracking(about: Document, engine: str, cells: Sequence[Document]) -> Rows:
         for actor, one in cell["measured"].items():
             if actor != "policy" and cell["disturbance"] != "nominal":
                 continue
-            who = "" if actor == "policy" else f" ({ACTORS[actor]})"
+            who = "" if actor == "policy" else f" ({about['actors'][actor]})"
             causes = ", ".join(f"{cause} {count}" for cause, count in one["causes"].items())
             numbers = [_number(one[key]) for key in ("joint_error", "drift", "heading_error")]
             numbers += [_number(one["power"], 0), _number(one["energy"], 0), causes or "–"]
@@ -172,10 +169,6 @@ def _tracking(about: Document, engine: str, cells: Sequence[Document]) -> Rows:
 
 def _of(engine: str, cells: Sequence[Document]) -> list[Document]:
     return [cell for cell in cells if cell["engine"] == engine]
-
-
-def _engine(name: str) -> str:
-    return ENGINE_NAMES.get(name, name)
 
 
 def _title(about: Document, cell: Document) -> str:
@@ -198,40 +191,40 @@ def draw(document: Document) -> dict[str, tuple[str, str]]:
     """Return the plots: file name without its end -> (section, SVG)."""
     about = document["about"]
     plots = {}
-    for engine in about["engines"]:
+    for engine, name in about["engines"].items():
         cells = [cell for cell in _of(engine, document["cells"]) if not cell["refused"]]
         if not cells:
             continue
         short = [cell["disturbance"] for cell in cells]
         series = {
-            ACTORS[name]: [cell["measured"][name]["score"] for cell in cells]
-            for name in about["actors"]
+            title: [cell["measured"][actor]["score"] for cell in cells]
+            for actor, title in about["actors"].items()
         }
-        title = f"Mean reward per step in {_engine(engine)}"
-        plots[f"scores-{engine}"] = ("Scores", svg.bars(title, short, series))
+        picture = svg.bars(f"Mean reward per step in {name}", short, series)
+        plots[f"scores-{engine}"] = ("Scores", picture)
         shown = [cell for cell in cells if cell["disturbance"] in SHOWN_TERMS]
         plots |= _draw_terms(about, engine, shown)
-        plots |= _draw_joints(engine, cells[0])
+        plots |= _draw_joints(engine, name, cells[0])
     return plots
 
 
 def _draw_terms(about: Document, engine: str, cells: Sequence[Document]) -> dict[str, Any]:
     columns = {
-        f"{ACTORS[name]}, {cell['disturbance']}": cell["measured"][name]["terms"]
+        f"{title}, {cell['disturbance']}": cell["measured"][actor]["terms"]
         for cell in cells
-        for name in about["actors"]
+        for actor, title in about["actors"].items()
     }
     if not columns:
         return {}
     names = list(next(iter(columns.values())))
     series = {n.replace("_", " "): [terms[n] for terms in columns.values()] for n in names}
     picture = svg.bars(
-        f"Shares of the reward in {_engine(engine)}", list(columns), series, stacked=True
+        f"Shares of the reward in {about['engines'][engine]}", list(columns), series, stacked=True
     )
     return {f"terms-{engine}": ("Reward terms", picture)}
 
 
-def _draw_joints(engine: str, cell: Document) -> dict[str, Any]:
+def _draw_joints(engine: str, name: str, cell: Document) -> dict[str, Any]:
     """Draw the policy's joints and the clip's in the first episode."""
     trace = dict(cell["measured"].get("policy", {}).get("trace", {}))
     times = trace.pop("t", [])
@@ -242,9 +235,9 @@ def _draw_joints(engine: str, cell: Document) -> dict[str, Any]:
     for number, joint in enumerate(joints):
         colours[joint] = colours[f"{joint} (clip)"] = svg.COLOURS[number]
     picture = svg.lines(
-        f"Joints in {_engine(engine)}, rad (dashed: the clip)",
+        f"Joints in {name}, rad (dashed: the clip)",
         times,
-        {name: trace[name] for joint in joints for name in (joint, f"{joint} (clip)")},
+        {key: trace[key] for joint in joints for key in (joint, f"{joint} (clip)")},
         x_label="s",
         dashed=frozenset(f"{joint} (clip)" for joint in joints),
         colours=colours,

@@ -24,7 +24,8 @@ from rlgym.settings import suggest
 from rlgym.training.loaded import LoadedPolicy, load_policy
 from rlgym.training.worlds import make_worlds
 
-ENGINES = ("bullet", "mujoco")
+ENGINES: dict[str, str] = {"bullet": "PyBullet", "mujoco": "MuJoCo"}
+"""By the name that `--engines` takes, and what the page calls them."""
 ACTORS: dict[str, str] = {
     "policy": "trained policy",
     "open_loop": "open loop",
@@ -85,7 +86,7 @@ def compare(
     run_dir: str | Path,
     config: TrainConfig,
     *,
-    engines: Sequence[str] = ENGINES,
+    engines: Sequence[str] = tuple(ENGINES),
     disturbances: Sequence[str] = tuple(DISTURBANCES),
     actors: Sequence[str] = tuple(ACTORS),
     episodes: int = 32,
@@ -129,18 +130,19 @@ def compare(
             cell = _cell(config, run_dir, policy, engine, name, actors, episodes, slots, seed)
             cells.append(cell)
             tell(_line(cell))
+    trained_in = config.env.get("engine", "mujoco")
     about = {
         "run": Path(run_dir).name,
         "robot": config.env.get("robot", "a1"),
         "clip": str(config.env.get("clip", "trot")),
         "spec": config.env.get("spec", "modern"),
-        "trained_in": config.env.get("engine", "mujoco"),
+        "trained_in": ENGINES.get(trained_in, trained_in),
         "env_steps": policy.step,
         "which": which,
         "episodes": episodes,
         "seed": seed,
-        "actors": list(actors),
-        "engines": list(engines),
+        "actors": {name: ACTORS[name] for name in actors},
+        "engines": {name: ENGINES[name] for name in engines},
         "disturbances": {name: DISTURBANCES[name].title for name in disturbances},
         "seconds": round(time.perf_counter() - started, 1),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -202,7 +204,7 @@ def film_policy(
     for engine in engines:
         with worlds(config, run_dir, engine, {}, num_envs=1, render_mode="rgb_array") as env:
             film(env, trained(policy), folder / f"{engine}.mp4", seconds)
-        films[f"the policy in {engine}"] = f"{engine}.mp4"
+        films[f"the policy in {ENGINES[engine]}"] = f"{engine}.mp4"
     return films
 
 
