@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import functools
 
-from rlgym.envs.imitation.arrays import Array, constant, indices, namespace
+from rlgym.envs.imitation.arrays import Array, constant, namespace
 from rlgym.envs.imitation.clips import Ref
+from rlgym.envs.imitation.joints import columns, per_velocity
 from rlgym.envs.imitation.rotations import angle_between, heading_cos_sin
 from rlgym.envs.imitation.spec import RewardSpec
 from rlgym.envs.physics.engine import State
@@ -72,34 +73,20 @@ def _pose_error(q: Array, ref_q: Array, spec: RewardSpec, robot: Robot) -> Array
     """Sum of squared differences of angles; a spherical joint's is the rotation between them."""
     if not robot.spherical:
         return _weighted(q - ref_q, spec.joint_weights)
-    hinges, balls, hinge_weights, ball_weights = _joint_columns(robot, spec.joint_weights)
-    at = indices(hinges, q)
-    error = _weighted(q[:, at] - ref_q[:, at], hinge_weights)
-    at = indices(balls, q)
-    shape = (q.shape[0], -1, 4)
-    return error + _weighted(
-        angle_between(q[:, at].reshape(shape), ref_q[:, at].reshape(shape)), ball_weights
-    )
+    at = columns(robot, q)
+    hinge = q[:, at.hinge_q] - ref_q[:, at.hinge_q]
+    ball = angle_between(q[:, at.ball_q], ref_q[:, at.ball_q])
+    difference = namespace(q).concatenate((hinge, ball), axis=-1)
+    return _weighted(difference, _pose_weights(spec, robot))
 
 
 @functools.lru_cache(maxsize=64)
-def _joint_columns(
-    robot: Robot, weights: tuple[float, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...], tuple[float, ...]]:
-    """Return the columns in q of hinges and of balls, and the weights of each."""
-    weights = weights or (1.0,) * len(robot.joints)
-    hinges, balls, start = [], [], 0
-    for spherical in robot.is_spherical:
-        width = 4 if spherical else 1
-        (balls if spherical else hinges).extend(range(start, start + width))
-        start += width
-    kinds = list(zip(robot.is_spherical, weights, strict=True))
-    return (
-        tuple(hinges),
-        tuple(balls),
-        tuple(weight for spherical, weight in kinds if not spherical),
-        tuple(weight for spherical, weight in kinds if spherical),
-    )
+def _pose_weights(spec: RewardSpec, robot: Robot) -> tuple[float, ...]:
+    """Return the weight of each joint, hinges first; () when each counts once."""
+    if not spec.joint_weights:
+        return ()
+    kinds = list(zip(robot.is_spherical, spec.joint_weights, strict=True))
+    return tuple(w for wanted in (False, True) for ball, w in kinds if ball == wanted)
 
 
 @functools.lru_cache(maxsize=64)
@@ -107,8 +94,7 @@ def _velocity_weights(spec: RewardSpec, robot: Robot) -> tuple[float, ...]:
     """Return the weight of each column of qd; () when each counts once."""
     if not spec.joint_weights:
         return ()
-    kinds = zip(robot.is_spherical, spec.joint_weights, strict=True)
-    return tuple(w for spherical, w in kinds for _ in range(3 if spherical else 1))
+    return per_velocity(robot, spec.joint_weights)
 
 
 def _end_effector_error(state: State, ref: Ref, spec: RewardSpec) -> Array:

@@ -102,6 +102,9 @@ class ObservationSpec:
     """Control steps ahead at which the reference is shown."""
     target_origin: Literal["reference", "robot"] = "reference"
     """From whose base the positions of targets are measured; the axes are the robot's heading's."""
+    target_convention: Literal["canonical", "model"] = "canonical"
+    """In whose terms targets are shown: the robot table's, or the model file's orientation of the
+    base, signs and zeros of joints."""
     privileged: bool = True
     """Also observe what only a simulation knows, for the critic; makes the space a Dict."""
 
@@ -229,6 +232,7 @@ REFERENCE = Spec(
         history=3,
         history_start="default",
         last_action="target",
+        target_convention="model",
         privileged=False,
     ),
     action=ActionSpec(scale=1.0, bound=2 * math.pi, cutoff=4.0, limit_margin=None),
