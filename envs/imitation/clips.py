@@ -30,8 +30,8 @@ from rlgym.settings import suggest
 
 MAX_FRAMES = 200_000
 """More than an hour at 50 Hz; a longer clip is a mistake."""
-UNIT_TOLERANCE = 0.01
-"""How far a quaternion's norm may be from 1 through rounding in a text file."""
+UNIT_TOLERANCE = 0.05
+"""How far a quaternion's norm may be from 1: the clips of DeepMimic are off by up to 0.03."""
 
 
 @dataclass(frozen=True)

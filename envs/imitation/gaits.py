@@ -1,4 +1,4 @@
-"""Gaits made from parameters: foot trajectories on the ground, turned into joints by closed-form IK.
+"""Gaits made from parameters: foot paths on the ground, turned into joints by closed-form IK.
 
 Stance feet stand still on the ground while the base moves over them with constant velocity and
 yaw rate; swinging feet follow cubic Hermite curves that leave and meet the ground at its speed.
@@ -15,7 +15,7 @@ import numpy as np
 
 from rlgym.envs.imitation.clips import Clip
 from rlgym.envs.imitation.kinematics import foot_positions, leg_angles
-from rlgym.envs.imitation.rotations import about_z, conjugate, multiply, rotate
+from rlgym.envs.imitation.rotations import about_z, conjugate, rotate
 from rlgym.envs.physics.robots import Robot
 from rlgym.errors import ClipError, ConfigError
 from rlgym.settings import change, suggest
