@@ -142,7 +142,7 @@ def inspect(robot: Robot, build: Build) -> Model:
         whole = load(robot, p.URDF_IGNORE_VISUAL_SHAPES, client)
         body = load(robot, flags, client) if build.merge else whole
         masses, inertias = _inertias(body, client)
-        if build.inertia == "file":
+        if build.inertia == "file" and robot.scale == 1.0:  # else it is of other lengths
             in_file = load(robot, flags | p.URDF_USE_INERTIA_FROM_FILE, client)
             found = _inertias(in_file, client)[1]
             if min(found[0]) > 0.0:  # else the file has none

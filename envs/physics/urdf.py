@@ -38,7 +38,7 @@ class Link:
     com: np.ndarray
     """(3,) centre of mass in the link's frame."""
     has_inertia: bool
-    """The file gives a rotational inertia that is not zero."""
+    """The file gives a rotational inertia that is not zero, for the lengths that we use."""
     num_shapes: int
     """Collision shapes."""
 
@@ -245,6 +245,11 @@ def _unlimited(robot: Robot, joint: str, what: str, field: str) -> WorldError:
     )
 
 
+def lacks_inertia(model: Model) -> bool:
+    """Say whether a link has mass but no inertia, so that engines must compute it from shapes."""
+    return any(link.mass > 0.0 and not link.has_inertia for link in model.links.values())
+
+
 @cache
 def read_tree(robot: Robot) -> Tree:
     """Return the joint tree of the robot's URDF in the canonical convention.
@@ -308,7 +313,8 @@ def _link(element: ET.Element, scale: float) -> Link:
         mass = float(_attribute(inertial, "mass", "value") or 0.0)
         inertia = inertial.find("inertia")
         if inertia is not None:
-            has_inertia = any(float(inertia.get(k, "0")) > 0.0 for k in ("ixx", "iyy", "izz"))
+            given = any(float(inertia.get(k, "0")) > 0.0 for k in ("ixx", "iyy", "izz"))
+            has_inertia = given and scale == 1.0  # a file's inertia is that of the file's lengths
     return Link(element.attrib["name"], mass, com, has_inertia, len(element.findall("collision")))
 
 
