@@ -13,6 +13,7 @@ import functools
 from rlgym.envs.imitation.arrays import Array, constant, namespace
 from rlgym.envs.imitation.clips import Ref
 from rlgym.envs.imitation.joints import columns, per_velocity
+from rlgym.envs.imitation.kinematics import centre_of_mass_velocity
 from rlgym.envs.imitation.rotations import angle_between, heading_cos_sin
 from rlgym.envs.imitation.spec import RewardSpec
 from rlgym.envs.physics.engine import State
@@ -42,12 +43,15 @@ def reward(
         root_pose = root_pose + spec.linear_velocity_share * linear
     if spec.angular_velocity_share:
         root_pose = root_pose + spec.angular_velocity_share * angular
+    moving = linear
+    if spec.velocity_point == "centre_of_mass":
+        moving = _squared(_centre_velocity(state, robot) - _centre_velocity(ref, robot))
     errors = (
         pose,
         velocity,
         _end_effector_error(state, ref, spec),
         root_pose,
-        spec.velocity_linear_share * linear + spec.velocity_angular_share * angular,
+        spec.velocity_linear_share * moving + spec.velocity_angular_share * angular,
     )
     chosen = [getattr(spec, name) for name in TERMS]
     scale = constant(tuple(-term.scale for term in chosen), state.q)
@@ -55,6 +59,13 @@ def reward(
     terms = xp.exp(xp.stack(errors, axis=-1) * scale)
     total = xp.matmul(terms, weight)
     return total, {name: terms[:, i] for i, name in enumerate(TERMS)}
+
+
+def _centre_velocity(body: State | Ref, robot: Robot) -> Array:
+    """Return the velocity of the centre of mass, (B, 3) m/s, world frame."""
+    return centre_of_mass_velocity(
+        robot, body.root_quat, body.root_linvel, body.root_angvel, body.q, body.qd
+    )
 
 
 def _squared(x: Array) -> Array:

@@ -59,6 +59,8 @@ class RewardSpec:
     """Of the squared angular velocity difference in the error of root_pose."""
     velocity_linear_share: float = 1.0
     """Of the squared velocity difference in the error of root_velocity."""
+    velocity_point: Literal["base", "centre_of_mass"] = "base"
+    """Whose velocity that is: of the base's origin or of the whole robot's centre of mass."""
     velocity_angular_share: float = 0.1
     """Of the squared angular velocity difference in the error of root_velocity."""
 
@@ -279,7 +281,7 @@ HUMANOID = Spec(
         velocity=Term(0.05, 0.1),
         end_effector=Term(0.15, 40.0),
         root_pose=Term(0.2, 5.0),
-        root_velocity=Term(0.1, 10.0),  # of the base, where DeepMimic takes the centre of mass
+        root_velocity=Term(0.1, 10.0),
         # chest, neck, then right and left: hip, knee, ankle, shoulder, elbow
         joint_weights=(
             *(0.10416, 0.0625),
@@ -294,6 +296,7 @@ HUMANOID = Spec(
         linear_velocity_share=0.01,
         angular_velocity_share=0.001,
         velocity_linear_share=0.1,
+        velocity_point="centre_of_mass",
         velocity_angular_share=0.0,
     ),
     termination=TerminationSpec(),
