@@ -35,6 +35,8 @@ def wants_help(argv: Sequence[str]) -> bool:
 def parse(kind: type[Options], argv: Sequence[str], prog: str, words: Sequence[str]) -> Options:
     """Read a verb's command line into its options dataclass, or print its help and exit.
 
+    A field that is a mapping takes flags of any name: `--env.robot a1` into `env`.
+
     Args:
         kind: A frozen dataclass; its docstring and the line under each field are the help.
         argv: What follows the verb.
@@ -48,7 +50,9 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str, words: Sequence[s
     if wants_help(argv):
         show_help(kind, prog)
     types = nested_types(kind)
-    given, flags = split(argv, {path: types[path] for path in types if path not in words})
+    mappings = tuple(path for path in types if get_origin(types[path]) is dict)
+    known = {path: types[path] for path in types if path not in words}
+    given, flags = split(argv, known, mappings)
     if len(given) > len(words):
         raise UserError(f"unexpected '{given[len(words)]}': see {prog} --help")
     values = dict(zip(words, given, strict=False))
@@ -56,7 +60,7 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str, words: Sequence[s
         required = item.default is item.default_factory is dataclasses.MISSING
         if required and item.name not in values:
             raise UserError(f"{item.name.upper()} is missing: see {prog} --help")
-    return change(kind(**values), flags, {}, spell)
+    return change(kind(**values), nest(flags), {}, spell)
 
 
 def split(

@@ -1,19 +1,22 @@
 """`rlgym eval`: the score of a trained policy."""
 
 import json
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
 from rlgym.cli.arguments import parse
-from rlgym.cli.runs import read_run
+from rlgym.cli.runs import read_run, with_env
 from rlgym.errors import UserError
 
 
 @dataclass(frozen=True)
 class Options:
-    """Play whole episodes in fresh worlds and print returns, lengths and successes."""
+    """Play whole episodes in fresh worlds and print returns, lengths and successes.
+
+    --env.KEY VALUE gives the worlds a keyword argument, in place of the run's own.
+    """
 
     run: Positional[str]
     """The run's folder."""
@@ -25,6 +28,8 @@ class Options:
     """Sample actions, as in training, instead of taking the most likely."""
     seed: int | None = None
     """Seed of the worlds; the run's eval.seed by default."""
+    env: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the world, beside those of the run: --env.KEY VALUE."""
     json: bool = False
     """Print one JSON object."""
     trust: bool = False
@@ -36,7 +41,7 @@ def run(argv: list[str]) -> int:
     wanted = parse(Options, argv, "rlgym eval", ("run",))
     if wanted.episodes < 1:
         raise UserError("--episodes must be at least 1")
-    config = read_run(wanted.run, wanted.trust)
+    config = with_env(read_run(wanted.run, wanted.trust), wanted.env)
     from rlgym.training.evaluation import evaluate
     from rlgym.training.run import load_policy
     from rlgym.training.worlds import make_worlds

@@ -2,8 +2,8 @@
 
 import os
 import sys
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -17,6 +17,7 @@ class Options:
 
     The zero policy shows a world at rest, the random one what an untrained policy sees: look at
     both before you train in a world of your own.
+    --env.KEY VALUE gives the world a keyword argument, in place of the run's own.
     """
 
     target: Positional[str]
@@ -29,6 +30,8 @@ class Options:
     """Stop after so many episodes."""
     seed: int = 0
     """Seed of the world, and of the random policy."""
+    env: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the world, beside those of the run: --env.KEY VALUE."""
     trust: bool = False
     """Import the module that the run names for its worlds, though rlgym does not know it."""
 
@@ -42,7 +45,7 @@ def run(argv: list[str]) -> int:
         )
     from rlgym.cli.view import settings_of, watch
 
-    config = settings_of(wanted.target, wanted.policy, wanted.trust)
+    config = settings_of(wanted.target, wanted.policy, wanted.env, wanted.trust)
     shown = watch(wanted.target, config, wanted.policy, wanted.which, "human", wanted.seed)
     try:
         for frame in shown:

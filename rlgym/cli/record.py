@@ -2,9 +2,9 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -14,7 +14,10 @@ from rlgym.errors import UserError
 
 @dataclass(frozen=True)
 class Options:
-    """Film a policy to an mp4 or gif; no display is needed."""
+    """Film a policy to an mp4 or gif; no display is needed.
+
+    --env.KEY VALUE gives the world a keyword argument, in place of the run's own.
+    """
 
     target: Positional[str]
     """The folder of a run, or the id of a world."""
@@ -32,6 +35,8 @@ class Options:
     """Frames per second; the world's own pace by default."""
     seed: int = 0
     """Seed of the world, and of the random policy."""
+    env: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the world, beside those of the run: --env.KEY VALUE."""
     trust: bool = False
     """Import the module that the run names for its worlds, though rlgym does not know it."""
 
@@ -46,7 +51,7 @@ def run(argv: list[str]) -> int:
     prepare_headless()
     from rlgym.cli.view import settings_of, watch
 
-    config = settings_of(wanted.target, wanted.policy, wanted.trust)
+    config = settings_of(wanted.target, wanted.policy, wanted.env, wanted.trust)
     frames = watch(wanted.target, config, wanted.policy, wanted.which, "rgb_array", wanted.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f"{path.stem}.part{path.suffix}")

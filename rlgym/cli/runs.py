@@ -1,6 +1,9 @@
 """What the verbs that take a RUN have in common: finding it, and not trusting it."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rlgym.config import TrainConfig, load_config
 from rlgym.errors import UserError
@@ -34,3 +37,9 @@ def read_run(path: str, trust: bool = False) -> TrainConfig:
     if not trust:
         require_trust(config.env_id, path)
     return config
+
+
+def with_env(config: TrainConfig, env: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings with other keyword arguments of the worlds, those that evaluate too."""
+    scored = replace(config.eval, env={**config.eval.env, **env})
+    return replace(config, env={**config.env, **env}, eval=scored)

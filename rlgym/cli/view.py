@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rlgym.cli.runs import is_run, read_run
+from rlgym.cli.runs import is_run, read_run, with_env
 from rlgym.config import TrainConfig
 from rlgym.errors import ConfigError, MissingExtraError, UserError, WorldError
 
@@ -47,19 +47,25 @@ class Frame:
         return np.asarray(picture, np.uint8)
 
 
-def settings_of(target: str, who: Who, trust: bool) -> TrainConfig:
+def settings_of(target: str, who: Who, env: Mapping[str, Any], trust: bool) -> TrainConfig:
     """Return the settings of a run, or plain ones around a world's id.
+
+    Args:
+        target: folder of a run, or id of a world.
+        who: acts.
+        env: keyword arguments of the world that replace the run's.
+        trust: see `read_run`.
 
     Raises:
         UserError: a world without a policy, or no such run.
     """
     if is_run(target):
-        return read_run(target, trust)
+        return with_env(read_run(target, trust), env)
     if who == "trained":
         if "/" in target.replace("\\", "/") and ":" not in target:
             return read_run(target)  # says that there is no run
         raise UserError(f"{target} is not a run: add --policy zero or --policy random")
-    return TrainConfig(env_id=target)
+    return TrainConfig(env_id=target, env=dict(env))
 
 
 def watch(
