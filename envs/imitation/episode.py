@@ -38,6 +38,11 @@ class Rows:
         self.mask = mask
         self.index = np.flatnonzero(mask) if isinstance(mask, np.ndarray) else slice(None)
 
+    @property
+    def empty(self) -> bool:
+        """There are none, and one can know without asking an accelerator."""
+        return isinstance(self.index, np.ndarray) and not self.index.size
+
     def take(self, array: Array) -> Array:
         """The rows of an array (B, ...)."""
         return array[self.index]
@@ -99,8 +104,9 @@ class Episodes:
         """Steps at which the episode is truncated."""
         self.switch_step = seeds * 0 + NEVER
         """Step at which another clip begins."""
-        self.offset = xp.zeros((*count, 2), like)
-        """The reference in the world: its clip, turned about z, then moved by this, m."""
+        self.offset = xp.zeros((*count, 3), like)
+        """The reference in the world: its clip, turned about z, then moved by this, m; z is the
+        height of the ground under the robot."""
         self.cos = xp.zeros(count, like) + 1.0
         self.sin = xp.zeros(count, like)
         self.total_steps = 0
@@ -202,6 +208,18 @@ class Episodes:
         return int((1.0 - share) * round(first / self.control_dt) + share * self._full)
 
     # ------------------------------------------------------------------ the reference's place
+    def settle(self, rows: Rows, clip_pos: Array, clip_quat: Array) -> None:
+        """Put the reference's root at x = y = 0 with heading 0 in some rows, as episodes begin.
+
+        Args:
+            rows: n of them.
+            clip_pos, clip_quat: (n, 3), (n, 4) root of their clips now, before it is placed.
+        """
+        cos, sin = heading_cos_sin(clip_quat)
+        rows.put(self.cos, cos)
+        rows.put(self.sin, -sin)
+        rows.put(self.offset, -_level(rotate_z(cos, -sin, clip_pos)))
+
     def sync(
         self,
         moved: Array,
@@ -227,67 +245,65 @@ class Episodes:
             sin = robot_sin * clip_cos - robot_cos * clip_sin
             self.cos, self.sin = xp.where(turned, cos, self.cos), xp.where(turned, sin, self.sin)
             clip_pos = rotate_z(self.cos, self.sin, clip_pos)
-        self.offset = choose_rows(moved, (pos - clip_pos)[:, :2], self.offset)
+        self.offset = choose_rows(moved, _level(pos - clip_pos), self.offset)
 
-    def place(self, ref: Ref) -> Ref:
-        """Turn and move what a clip says, (B, ...), to where the reference is in the world."""
-        feet_cos, feet_sin = self.cos[:, None], self.sin[:, None]
+    def place(self, ref: Ref, rows: Rows | None = None) -> Ref:
+        """Turn and move what a clip says to where the reference is; for all rows, or some."""
+        take = rows.take if rows else _same
         if self._turns:
+            cos, sin = take(self.cos), take(self.sin)
             ref = replace(
                 ref,
-                root_quat=self._turn(ref.root_quat, self.cos, self.sin),
-                root_linvel=rotate_z(self.cos, self.sin, ref.root_linvel),
-                root_angvel=rotate_z(self.cos, self.sin, ref.root_angvel),
-                foot_pos=rotate_z(feet_cos, feet_sin, ref.foot_pos),
-                root_pos=rotate_z(self.cos, self.sin, ref.root_pos),
+                root_quat=_turned(ref.root_quat, cos, sin),
+                root_linvel=rotate_z(cos, sin, ref.root_linvel),
+                root_angvel=rotate_z(cos, sin, ref.root_angvel),
+                foot_pos=rotate_z(cos[:, None], sin[:, None], ref.foot_pos),
+                root_pos=rotate_z(cos, sin, ref.root_pos),
             )
-        shift = self._shift()
-        return replace(ref, root_pos=ref.root_pos + shift, foot_pos=ref.foot_pos + shift[:, None])
+        offset = take(self.offset)
+        return replace(ref, root_pos=ref.root_pos + offset, foot_pos=ref.foot_pos + offset[:, None])
 
     def place_pose(self, pose: Pose, rows: Rows | None = None) -> Pose:
-        """The same for poses, (B, K, ...), or of some rows."""
-        take = rows.take if rows else lambda array: array
+        """The same for poses (B, K, ...), or those of some rows."""
+        take = rows.take if rows else _same
         root_quat, root_pos = pose.root_quat, pose.root_pos
         if self._turns:
             cos, sin = take(self.cos)[:, None], take(self.sin)[:, None]
-            root_quat = self._turn(root_quat, cos, sin)
+            root_quat = _turned(root_quat, cos, sin)
             root_pos = rotate_z(cos, sin, root_pos)
-        return Pose(root_pos + take(self._shift())[:, None], root_quat, pose.q)
+        return Pose(root_pos + take(self.offset)[:, None], root_quat, pose.q)
 
-    def _shift(self) -> Array:
+    def stand_on(self, ground: Array) -> None:
+        """Put the reference on ground of that height, (B,) m."""
         xp = namespace(self.offset)
-        return xp.concatenate([self.offset, xp.zeros_like(self.offset[:, :1])], -1)
-
-    def _turn(self, quat: Array, cos: Array, sin: Array) -> Array:
-        angle = namespace(cos).arctan2(sin, cos)
-        return multiply(about_z(angle), quat)
+        self.offset = xp.concatenate([self.offset[:, :2], ground[:, None]], -1)
 
     # ------------------------------------------------------------------ warm-up
-    def warmed(self, pose: Pose, rows: Rows, time: Array) -> Pose:
+    def warmed_pose(self, pose: Pose, time: Array, rows: Rows | None = None) -> Pose:
         """Replace poses before the clip's time 0 by the default one, where the episode has warm-up.
 
         Args:
-            pose: (n, K, ...) of the clip, for some rows.
-            rows: n of them.
-            time: (n, K) the clip's time.
+            pose: (B, K, ...) of the clip, or those of some rows.
+            time: (B, K) the clip's time.
+            rows: the rows.
         """
         if not self._can_warm:
             return pose
-        xp = namespace(time)
-        early = rows.take(self.warm)[:, None] & (time < 0.0)
-        clip = rows.take(self.clip)
+        take, xp = rows.take if rows else _same, namespace(time)
+        early = take(self.warm)[:, None] & (time < 0.0)
+        clip = take(self.clip)
         pairs = zip(pose, self._warm_pose, strict=True)
         return Pose(*(xp.where(early[..., None], stand[clip][:, None], p) for p, stand in pairs))
 
-    def warmed_ref(self, ref: Ref) -> Ref:
-        """The same for the reference now, (B, ...), which then stands still."""
+    def warmed(self, ref: Ref, rows: Rows | None = None) -> Ref:
+        """The same for the reference now, which then stands still."""
         if not self._can_warm:
             return ref
-        xp = namespace(self.start)
-        early = (self.warm & (self.time() < 0.0))[:, None]
+        take, xp = rows.take if rows else _same, namespace(self.start)
+        early, clip = take(self.warm & (self.time() < 0.0))[:, None], take(self.clip)
         pairs = zip((ref.root_pos, ref.root_quat, ref.q), self._warm_pose, strict=True)
-        pos, quat, q = (xp.where(early, stand[self.clip], part) for part, stand in pairs)
-        moving = 1.0 - early
+        pos, quat, q = (xp.where(early, stand[clip], part) for part, stand in pairs)
+        moving = xp.where(early, 0.0 * pos[:, :1], 0.0 * pos[:, :1] + 1.0)
         return Ref(
             pos,
             quat,
@@ -302,6 +318,21 @@ class Episodes:
     def arrays(self) -> dict[str, Array]:
         """The state, not copied."""
         return {name: getattr(self, name) for name in self.SAVED}
+
+
+def _same(array: Array) -> Array:
+    return array
+
+
+def _level(vectors: Array) -> Array:
+    """Vectors (n, 3) of our own, with z set to 0."""
+    vectors[:, 2] = 0.0
+    return vectors
+
+
+def _turned(quat: Array, cos: Array, sin: Array) -> Array:
+    """Turn rotations about z by angles of that cosine and sine."""
+    return multiply(about_z(namespace(cos).arctan2(sin, cos)), quat)
 
 
 def _ever_turns(clip: Clip) -> bool:

@@ -1,0 +1,119 @@
+"""From names and settings to an imitation task: what one world and a batch of them share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rlgym.envs.imitation.clip_files import Source, load_clip
+from rlgym.envs.imitation.clips import ClipSet
+from rlgym.envs.imitation.spec import RANDOMIZE, RandomizeSpec, Spec, get_spec
+from rlgym.envs.imitation.task import ImitationTask
+from rlgym.envs.physics import make_engine
+from rlgym.envs.physics.robots import Robot, get_robot
+from rlgym.envs.physics.terrain import Terrain, make_terrain
+from rlgym.errors import ConfigError
+from rlgym.settings import change, suggest
+
+_WORKERS = {"mujoco": "num_threads", "bullet": "num_workers", "pybullet": "num_workers"}
+"""What each engine calls the number of its processes or threads."""
+
+Clips = Source | Sequence[Source]
+"""One clip, or several of which each episode imitates one."""
+
+
+def build_task(
+    num_worlds: int,
+    *,
+    seed: int = 0,
+    engine: str = "mujoco",
+    robot: str | Robot = "a1",
+    clip: Clips = "trot",
+    spec: str | Spec = "modern",
+    randomize: str | Mapping[str, Any] | RandomizeSpec | None = None,
+    terrain: str | Terrain = "flat",
+    push: float = 0.0,
+    evaluation: bool = False,
+    num_workers: int | None = None,
+    **changes: Any,
+) -> ImitationTask:
+    """Build a task, and the engine that it owns.
+
+    Args:
+        num_worlds: slots.
+        seed: slot i is seeded with `seed + i`.
+        engine: "mujoco" or "bullet" ("pybullet" is the same).
+        robot: an entry of the robot table.
+        clip: what `load_clip` takes, or a list of such.
+        spec: "modern", "reference", "humanoid", or a spec.
+        randomize: "none", "reference", "modern", or ranges, {"mass": [0.8, 1.2]}.
+        terrain: "flat", "slope", "rough" or "steps", with a size as in "rough:0.05".
+        push: largest change of the base's velocity along x and y, m/s, about every two seconds.
+        evaluation: what a score means: 10 s from a random phase of the reference, the same for all
+            training settings of the episode.
+        num_workers: processes or threads of the engine; None: one per core.
+        changes: to the spec, section by section: action={"scale": 0.3}.
+
+    Raises:
+        UserError: an unknown name or setting, or what the engine cannot do.
+    """
+    chosen = _spec(spec, randomize, push, evaluation, changes)
+    table = get_robot(robot)
+    clips = ClipSet([load_clip(source, table) for source in _listed(clip)], table)
+    ground = make_terrain(terrain)
+    settings: dict[str, Any] = (
+        {} if num_workers is None else {_WORKERS.get(engine, engine): num_workers}
+    )
+    if not ground.is_flat:
+        settings["terrain"] = ground
+    worlds = make_engine(
+        engine,
+        table,
+        chosen.actuation,
+        num_worlds,
+        collide=chosen.physics.collide,
+        gravity=chosen.physics.gravity,
+        friction=chosen.physics.friction,
+        **settings,
+    )
+    try:
+        seeds = np.arange(seed, seed + num_worlds, dtype=np.int64)
+        return ImitationTask(worlds, clips, chosen, seeds, None if ground.is_flat else ground)
+    except BaseException:
+        worlds.close()
+        raise
+
+
+def _spec(
+    spec: str | Spec, randomize: Any, push: float, evaluation: bool, changes: Mapping[str, Any]
+) -> Spec:
+    chosen = get_spec(spec, changes)
+    if isinstance(randomize, str):
+        if randomize not in RANDOMIZE:
+            raise ConfigError(
+                f"there is no randomize {randomize!r}: {suggest(randomize, RANDOMIZE)}"
+            )
+        randomize = RANDOMIZE[randomize]
+    if randomize is not None:
+        chosen = change(chosen, {"randomize": randomize}, {})
+    if push:
+        chosen = change(chosen, {"randomize": {"push": push}}, {})
+    if evaluation:
+        episode = replace(
+            chosen.episode,
+            seconds=10.0,
+            curriculum_seconds=None,
+            reference_start=1.0,
+            perturb=0.0,
+        )
+        chosen = replace(chosen, episode=episode)
+    return chosen
+
+
+def _listed(clip: Clips) -> Sequence[Source]:
+    single = isinstance(clip, (str, os.PathLike, Mapping)) or not isinstance(clip, Sequence)
+    return [clip] if single else list(clip)

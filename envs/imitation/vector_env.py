@@ -1,0 +1,268 @@
+"""The imitation task behind the contract of vector envs: one batch is one vector env.
+
+env = rlgym.make_vec("rlgym/Imitate-v0", 256, env_kwargs={"robot": "a1", "clip": "trot"})
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlgym.envs.imitation.build import Clips, build_task
+from rlgym.envs.imitation.reward import TERMS
+from rlgym.envs.imitation.spec import Spec
+from rlgym.envs.imitation.task import ImitationTask, StepResult
+from rlgym.errors import ContractError, StateError
+from rlgym.spaces import map_tree, tree_items
+from rlgym.vector.contract import Output, VectorEnv
+from rlgym.vector.crash import default_folder, write_report
+from rlgym.vector.slot import WorldTraits
+
+MAX_REPORTS = 20
+"""Reports of worlds that blew up; more of them tell nothing new."""
+
+
+def make_imitation(
+    num_envs: int = 1,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    output: Output = "torch",
+    engine: str = "mujoco",
+    robot: str = "a1",
+    clip: Clips = "trot",
+    spec: str | Spec = "modern",
+    randomize: Any = None,
+    terrain: Any = "flat",
+    push: float = 0.0,
+    evaluation: bool = False,
+    render_mode: str | None = None,
+    num_workers: int | None = None,
+    crash_dir: str | Path | None = None,
+    **changes: Any,
+) -> ImitationVectorEnv:
+    """Build `num_envs` worlds in which a robot imitates clips.
+
+    Args:
+        num_envs: slots.
+        device: of the tensors that are returned.
+        seed: slot i is seeded with `seed + i`.
+        output: "torch" or "numpy".
+        num_workers: processes of PyBullet, or threads of MuJoCo; None: one per core.
+        crash_dir: folder for reports of worlds whose physics blew up.
+        engine, robot, clip, spec, randomize, terrain, push, evaluation, render_mode, changes: see
+            `rlgym.envs.imitation.build.build_task`.
+
+    Raises:
+        UserError: an unknown engine, robot, clip, spec or setting, or what the engine cannot do.
+    """
+    task = build_task(
+        num_envs,
+        seed=seed,
+        engine=engine,
+        robot=robot,
+        clip=clip,
+        spec=spec,
+        randomize=randomize,
+        terrain=terrain,
+        push=push,
+        evaluation=evaluation,
+        num_workers=num_workers,
+        **changes,
+    )
+    return ImitationVectorEnv(
+        task,
+        device=device,
+        seed=seed,
+        output=output,
+        render_mode=render_mode,
+        crash_dir=crash_dir,
+    )
+
+
+class ImitationVectorEnv(VectorEnv):
+    """An `ImitationTask` as a vector env of one group.
+
+    Where the engine can be brought back to a state bit for bit, so can the env (`snapshot`,
+    `restore`), and nothing is recorded on the way; else a restored env begins new episodes, which
+    health["unreplayed"] counts. health["blow_ups"] counts worlds whose physics broke: such a slot
+    is lost for one step, and what it was doing is written down.
+
+    Args:
+        task: the batch; closed with the env.
+        render_mode: "rgb_array", to render slots.
+        crash_dir: folder for reports; None: "rlgym-crashes" in the folder for temporary files.
+        kwargs: see `VectorEnv`.
+    """
+
+    def __init__(
+        self,
+        task: ImitationTask,
+        *,
+        render_mode: str | None = None,
+        crash_dir: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
+        traits = WorldTraits(
+            observation_space=task.observation_space,
+            action_space=task.action_space,
+            reward_terms=TERMS,
+            has_mask=False,
+            render_fps=1.0 / task.control_dt,
+            spec_id="rlgym/Imitate-v0",
+        )
+        super().__init__(traits, task.num_envs, **kwargs)
+        self.task = task
+        self.render_mode = render_mode
+        self.crash_dir = Path(crash_dir) if crash_dir is not None else default_folder()
+        self.crash_reports: list[str] = []
+        self.health["blow_ups"] = 0
+        self._engine_mark: dict[str, Any] | None = None
+        self._task_mark: dict[str, Any] = {}
+        self._exact = "snapshot" in task.engine.capabilities
+        self._view: Any = None
+
+    # ------------------------------------------------------------------ reset and step
+    def _reset_slots(self, seeds: list[int | None], options: dict[str, Any] | None) -> None:
+        given = np.array([seed is not None for seed in seeds])
+        self.task.seed(given, np.array([seed or 0 for seed in seeds], np.int64))
+        self._write_obs(self.arrays.obs, *self.task.reset())
+
+    def _send(self, group: int) -> None:
+        pass  # the actions are in place; the worlds step when they are asked for
+
+    def _recv(self, group: int) -> None:
+        arrays, result = self.arrays, self.task.step(np.asarray(self.arrays.actions, np.float64))
+        lost = np.flatnonzero(result.broken)
+        if lost.size:
+            last = map_tree(lambda array: array[lost], arrays.obs)
+        self._write_obs(arrays.final_obs, result.final_obs, result.final_privileged)
+        self._write_obs(arrays.obs, result.obs, result.privileged)
+        arrays.reward[:] = result.reward
+        arrays.terminated[:] = result.terminated
+        arrays.truncated[:] = result.truncated
+        arrays.active[:] = True
+        for column, values in enumerate(result.terms.values()):
+            arrays.extras[:, column] = values
+        if lost.size:
+            self._lose(lost, last, result)
+
+    def _write_obs(self, target: Any, policy: np.ndarray, privileged: np.ndarray | None) -> None:
+        if privileged is None:
+            target[:] = policy
+        else:
+            target["policy"][:] = policy
+            target["privileged"][:] = privileged
+
+    def _lose(self, lost: np.ndarray, last: Any, result: StepResult) -> None:
+        """Treat worlds that blew up as lost slots: without reward, with their last valid obs."""
+        arrays = self.arrays
+        for (_, final), (_, values) in zip(
+            tree_items(arrays.final_obs), tree_items(last), strict=True
+        ):
+            final[lost] = values
+        arrays.reward[lost] = 0.0
+        arrays.active[lost] = False
+        arrays.extras[lost] = np.nan
+        self.health["blow_ups"] += len(lost)
+        self.health["lost_slots"] += len(lost)
+        for row in lost.tolist():
+            if len(self.crash_reports) == MAX_REPORTS:
+                return
+            what = f"the physics of slot {row} blew up"
+            facts = {"world": "rlgym/Imitate-v0", "what": what, "health": self.health}
+            report = write_report(self.crash_dir, facts | {"state": result.lost[row]})
+            self.crash_reports.append(report)
+            print(
+                f"rlgym: {what}; its episode ends as truncated; report: {report}", file=sys.stderr
+            )
+
+    # ------------------------------------------------------------------ saving
+    def _mark(self) -> None:
+        if self._exact:
+            self._task_mark = self.task.arrays()
+            self._engine_mark = self.task.engine.snapshot()
+
+    def snapshot(
+        self, *, at_mark: bool = False, timeout: float | None = None
+    ) -> dict[str, np.ndarray]:
+        """Arrays that bring another env of the same arguments to this moment; see `VectorEnv`."""
+        self._require_open()
+        if not at_mark:
+            self.mark()
+        if self._marked is None:
+            raise StateError("snapshot before the first reset: call reset() once")
+        arrays = {f"obs:{key}": value for key, value in tree_items(self._marked["obs"])}
+        arrays |= {name: self._marked[name] for name in ("returns", "lengths")}
+        arrays |= {f"task:{name}": value for name, value in self._task_mark.items()}
+        return arrays | dict(_flat("engine", self._engine_mark))
+
+    def restore(self, snapshot: dict[str, np.ndarray]) -> Any:
+        """Go on from a snapshot, or begin new episodes where the engine cannot; see `VectorEnv`."""
+        self._require_open()
+        if len(snapshot["lengths"]) != self.num_envs:
+            raise ContractError(
+                f"the snapshot holds {len(snapshot['lengths'])} slots, this env has "
+                f"{self.num_envs}: use num_envs {len(snapshot['lengths'])}"
+            )
+        self._begin()
+        exact = self._exact and any(name.startswith("task:") for name in snapshot)
+        if exact:
+            self._go_on(snapshot)
+        else:
+            self.task.seed(np.ones(self.num_envs, np.bool_), self._fresh_seeds(snapshot))
+            self._write_obs(self.arrays.obs, *self.task.reset())
+            self.health["unreplayed"] += self.num_envs
+        self._started = True
+        self.mark()
+        obs, info = self._publish_reset()
+        replayed = np.full(self.num_envs, exact)
+        info["replayed"] = (
+            replayed if self.output == "numpy" else torch.from_numpy(replayed).to(self.device)
+        )
+        return obs, info
+
+    def _go_on(self, snapshot: dict[str, np.ndarray]) -> None:
+        task = {name[5:]: value for name, value in snapshot.items() if name.startswith("task:")}
+        state = self.task.engine.restore(_nested(snapshot, "engine"))
+        self.task.load(task, state)
+        for key, array in tree_items(self.arrays.obs):
+            array[:] = snapshot[f"obs:{key}"]
+        self._returns[:] = snapshot["returns"]
+        self._lengths[:] = snapshot["lengths"]
+
+    def _fresh_seeds(self, snapshot: dict[str, np.ndarray]) -> np.ndarray:
+        """Seeds for new episodes that are not those which the first run began with."""
+        steps = int(snapshot["lengths"].sum())
+        sequence = np.random.SeedSequence([self.seed, self.num_envs, steps])
+        return sequence.generate_state(self.num_envs).astype(np.int64)
+
+    def _close(self) -> None:
+        self.task.close()
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays of a nested mapping, by the path to each."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _flat(f"{prefix}:{key}", part)
+    elif value is not None:
+        yield prefix, value
+
+
+def _nested(snapshot: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """The nested mapping that `_flat` took apart."""
+    out: dict[str, Any] = {}
+    for name, value in snapshot.items():
+        head, *path = name.split(":")
+        if head == prefix:
+            inner = out
+            for key in path[:-1]:
+                inner = inner.setdefault(key, {})
+            inner[path[-1]] = value
+    return out
