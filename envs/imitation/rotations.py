@@ -116,9 +116,11 @@ def from_rotation_vector(v: Array) -> Array:
     """Return the rotation about the direction of `v` (..., 3) by its length in rad, (..., 4)."""
     xp = namespace(v)
     squared = xp.dot(v, v)[..., None]
-    half = 0.5 * xp.sqrt(xp.maximum(squared, TINY))
+    half = 0.5 * xp.sqrt(squared)
     # sin(x) / x = 1 - x^2 / 6 where the length is too small to divide by
-    scale = xp.where(squared > TINY, 0.5 * xp.sin(half) / half, 0.5 - squared / 48)
+    close = squared < TINY
+    safe = xp.where(close, xp.ones_like(half), half)
+    scale = xp.where(close, 0.5 - squared / 48, 0.5 * xp.sin(half) / safe)
     return xp.concatenate((scale * v, xp.cos(half)), axis=-1)
 
 
