@@ -41,8 +41,8 @@ try:
 except OSError:
     os.dup2(null, 1)
 sys.path[:] = config["path"]
-from rlgym.vector.workers.worker import main
-main(config)
+import importlib
+importlib.import_module(config["module"]).main(config)
 """
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """One thread per worker unless the user said otherwise: there is a worker per core already."""
@@ -63,6 +63,7 @@ class Link:
         number: of the worker, from 0.
         slots: numbers of its slots, in order.
         groups: (start, stop) of its rows in each group.
+        module: name of the module whose `main(config)` the process runs.
         pending: per group, steps begun and not yet reported as done.
         answers: request -> (document, arrays) of its answer.
         events: what the worker reported unasked: losses and errors.
@@ -73,10 +74,16 @@ class Link:
         spinner: looks at that socket, when parent and workers have a core each.
     """
 
-    def __init__(self, number: int, groups: list[tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        number: int,
+        groups: list[tuple[int, int]],
+        module: str = "rlgym.vector.workers.worker",
+    ) -> None:
         """Plan a worker; `launch` starts it."""
         self.number = number
         self.groups = groups
+        self.module = module
         self.slots = [row for start, stop in groups for row in range(start, stop)]
         self.pending = [0] * len(groups)
         self.answers: dict[int, tuple[dict[str, Any], dict[str, np.ndarray]]] = {}
@@ -113,6 +120,7 @@ class Link:
             "path": [os.path.abspath(p) if not p or os.path.exists(p) else p for p in sys.path],
             "parent": os.getpid(),
             "number": self.number,
+            "module": self.module,
             "trace": self._trace,
             "spin": inbox.spin,
         }

@@ -1,21 +1,11 @@
 """What runs in a worker process: its slots, driven by bytes and frames from the parent.
 
-Torch-free. The parent starts it with its own bootstrap (see `link.py`), never through the user's
-`__main__`. It ends when the parent does: its command pipe closes, and on Linux the kernel kills
-it even while a world hangs in C.
+Torch-free.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import faulthandler
-import os
-import select
-import signal
-import sys
-import threading
-import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,72 +20,12 @@ from rlgym.vector.crash import episode_facts
 from rlgym.vector.slot import Loss, Slot, WorldTraits, inspect_world, step_slots
 from rlgym.vector.snapshot import decode, encode
 from rlgym.vector.workers import slab, wire
-
-Arrays = dict[str, np.ndarray]
+from rlgym.vector.workers.life import Arrays, Pipe, describe, live
 
 
 def main(config: dict[str, Any]) -> None:
-    """Serve until told to close, or until the parent is gone.
-
-    Args:
-        config: "commands" and "replies" (descriptors), "trace" (descriptor for tracebacks, or -1),
-            "parent" (its pid), "number" (of this worker), "spin" (nanoseconds to look for a command
-            before sleeping).
-    """
-    for name in ("SIGINT", "SIGTERM"):  # a Ctrl-C or a cluster's warning is the parent's to answer
-        # a function that does nothing, not SIG_IGN: programs that a world starts would inherit that
-        signal.signal(getattr(signal, name), lambda *_: None)
-    _end_with_parent(config["parent"], config["commands"])
-    if hasattr(sys.stdout, "reconfigure"):
-        # what a world says is not lost with it
-        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    trace = config["trace"]
-    if trace >= 0:
-        faulthandler.enable(trace)
-        if hasattr(faulthandler, "register"):
-            faulthandler.register(signal.SIGUSR1, trace)  # the parent asks what a frozen one does
-    try:
-        Worker(config["commands"], config["replies"], config["number"], config["spin"]).serve()
-        status = 0
-    except BaseException as error:
-        status = error.code if isinstance(error, SystemExit) and error.code else 1
-        text = traceback.format_exc()
-        if trace >= 0:
-            os.write(trace, text.encode())
-        else:
-            sys.stderr.write(text)
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else 1)  # not for the threads that a world left
-
-
-def _end_with_parent(parent: int, commands: int) -> None:
-    """See to it that this process does not outlive its parent."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            # sent when the parent's launching THREAD ends, hence always one that lives on
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 = PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)  # it went before the line above
-    watch = _watch_windows if sys.platform == "win32" else _watch_posix
-    threading.Thread(target=watch, args=(parent, commands), daemon=True).start()
-
-
-def _watch_posix(parent: int, commands: int) -> None:
-    poller = select.poll()
-    poller.register(commands, 0)  # only the hang-up, which needs no asking for
-    while not poller.poll(1000):
-        if os.getppid() != parent:
-            break  # its end of the pipe lives on in a process that it forked
-    os._exit(1)
-
-
-def _watch_windows(parent: int, _commands: int) -> None:
-    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
-    handle = kernel.OpenProcess(0x00100000, False, parent)  # SYNCHRONIZE
-    kernel.WaitForSingleObject(handle, -1)
-    os._exit(1)
+    """Serve until told to close, or until the parent is gone; see `life.live`."""
+    live(config, lambda pipe: Worker(pipe, config["number"]).serve())
 
 
 def plan(
@@ -129,8 +59,8 @@ class _Watched(list[Slot]):
 class Worker:
     """The slots of one process, and the commands that the parent gives them."""
 
-    def __init__(self, commands: int, replies: int, number: int, spin: int) -> None:
-        self._commands, self._replies, self._number = commands, replies, number
+    def __init__(self, pipe: Pipe, number: int) -> None:
+        self._pipe, self._number = pipe, number
         self._groups: list[_Watched | None] = []
         self._starts: list[int] = []
         self._slots: list[Slot] = []
@@ -138,57 +68,22 @@ class Worker:
         """Slot -> seed, where the episode of the process before this one has not been ended yet."""
         self._marked: set[int] = set()
         self._started = False
-        self._spinner = wire.Spinner(commands, spin) if spin else None
 
     # ------------------------------------------------------------------ the loop
     def serve(self) -> None:
         """Do what the parent says until it says close, or hangs up."""
-        commands, replies = self._commands, self._replies
-        while True:
-            if self._spinner is not None:
-                self._spinner.look()
-            byte = os.read(commands, 1)
-            if not byte:
-                break
+        pipe = self._pipe
+        while byte := pipe.next():
             if byte[0] < wire.MAX_GROUPS:
                 self._step(byte[0])
-                os.write(replies, byte)
+                pipe.done(byte)
             elif byte[0] == wire.MARK:
                 self._mark()
-            elif not self._obey(*self._read_frame()):
+            elif not pipe.obey(self):
                 break
         for slot in self._slots:
             with contextlib.suppress(Exception):
                 slot.close()
-
-    def _read_frame(self) -> tuple[dict[str, Any], Arrays]:
-        frame = bytearray([wire.FRAME])
-        self._read_until(frame, wire.HEAD_SIZE)
-        self._read_until(frame, wire.frame_size(frame))
-        return wire.unpack(frame)
-
-    def _read_until(self, frame: bytearray, size: int) -> None:
-        while len(frame) < size:
-            data = os.read(self._commands, min(size - len(frame), 1 << 20))
-            if not data:
-                os._exit(1)
-            frame += data
-
-    def _write(self, document: Mapping[str, Any], arrays: Mapping[str, Any] | None = None) -> None:
-        data = memoryview(wire.pack(document, arrays))
-        while data:
-            data = data[os.write(self._replies, data) :]
-
-    def _obey(self, document: dict[str, Any], arrays: Arrays) -> bool:
-        operation, identity = document.pop("op"), document.pop("id")
-        if operation == "close":
-            return False
-        try:
-            answer, out = getattr(self, f"do_{operation}")(arrays, **document)
-        except Exception as error:
-            answer, out = {"error": _describe(error)}, {}
-        self._write({**answer, "id": identity}, out)
-        return True
 
     # ------------------------------------------------------------------ building
     def do_load(self, arrays: Arrays, inspect: bool) -> tuple[Any, Arrays]:
@@ -263,7 +158,7 @@ class Worker:
             for loss in losses:
                 self._report(loss)
         except UserError as error:
-            self._write({"event": "error", "group": group, "error": _describe(error)})
+            self._pipe.write({"event": "error", "group": group, "error": describe(error)})
 
     def _begin_fresh(self, slots: _Watched) -> list[Loss]:
         """End the episodes that were lost with the process before this one, and begin new ones."""
@@ -285,7 +180,7 @@ class Worker:
         return losses
 
     def _report(self, loss: Loss) -> None:
-        self._write(
+        self._pipe.write(
             {
                 "event": "loss",
                 "slot": loss.slot,
@@ -392,11 +287,3 @@ def traits_from_document(document: Mapping[str, Any]) -> WorldTraits:
         render_fps=document["render_fps"],
         spec_id=document["spec_id"],
     )
-
-
-def _describe(error: Exception) -> dict[str, str]:
-    return {
-        "type": type(error).__name__,
-        "message": str(error),
-        "traceback": "".join(traceback.format_exception(error)),
-    }
