@@ -95,6 +95,16 @@ def commanded_angles(action: Array, spec: ActionSpec, robot: Robot, offset: Arra
     return to_angles(robot, offset) + spec.scale * action
 
 
+def asking_for(positions: Array, spec: ActionSpec, robot: Robot, offset: Array) -> Array:
+    """Return the actions, (B, nv), that ask for joint positions (B, nq): `commanded_angles` back.
+
+    Args:
+        positions: (B, nq).
+        offset: as in `commanded_angles`.
+    """
+    return (to_angles(robot, positions) - to_angles(robot, offset)) / spec.scale
+
+
 def act(
     memory: FilterState, action: Array, spec: ActionSpec, robot: Robot, offset: Array, dt: float
 ) -> tuple[Array, FilterState]:

@@ -21,7 +21,13 @@ import numpy as np
 from gymnasium import spaces
 
 from rlgym.envs.imitation import randomize
-from rlgym.envs.imitation.action import act, commanded_angles, reset_filter, start_filter
+from rlgym.envs.imitation.action import (
+    act,
+    asking_for,
+    commanded_angles,
+    reset_filter,
+    start_filter,
+)
 from rlgym.envs.imitation.arrays import Array, choose_rows, constant, namespace
 from rlgym.envs.imitation.clips import ClipSet, Ref
 from rlgym.envs.imitation.episode import Episodes, Rows
@@ -212,6 +218,14 @@ class ImitationTask:
             *(obs, critic, final, final_critic, xp.where(broken, 0.0 * total, total), terms),
             *(terminated, truncated, broken, cause, lost),
         )
+
+    def asking_for(self, positions: Array) -> Array:
+        """Return the actions, (B, nv), that ask for joint positions (B, nq) in the next step.
+
+        The spec's filter and limits still apply to what they ask for.
+        """
+        offset = self._offsets[self.episodes.clip]
+        return asking_for(positions, self.spec.action, self.robot, offset)
 
     def close(self) -> None:
         """Close the engine."""

@@ -126,6 +126,8 @@ class ImitationVectorEnv(VectorEnv):
         self._task_mark: dict[str, Any] = {}
         self._exact = "snapshot" in task.engine.capabilities
         self._view: Any = None
+        self.cause = np.zeros(task.num_envs, np.int8)
+        """(num_envs,) index into `termination.CAUSES`; counts where the last step terminated."""
 
     # ------------------------------------------------------------------ reset and step
     def _reset_slots(self, seeds: list[int | None], options: dict[str, Any] | None) -> None:
@@ -146,6 +148,7 @@ class ImitationVectorEnv(VectorEnv):
         arrays.reward[:] = result.reward
         arrays.terminated[:] = result.terminated
         arrays.truncated[:] = result.truncated
+        self.cause = result.cause
         arrays.active[:] = True
         for column, values in enumerate(result.terms.values()):
             arrays.extras[:, column] = values

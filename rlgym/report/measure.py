@@ -7,6 +7,8 @@ start phases, pushes), because each draw is a function of the slot's seed and th
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +16,16 @@ from typing import Any
 import numpy as np
 
 from rlgym.envs.imitation.rotations import angle_between, heading, wrap_angle
-from rlgym.envs.imitation.task import CAUSES
+from rlgym.envs.imitation.termination import CAUSES
 from rlgym.errors import UserError
 
 Actor = Callable[[Any, dict[str, Any]], Any]
 """(observation, info) of a vector env -> its actions."""
 
+FALLS = frozenset(CAUSES) - {"none", "clip_over"}
+"""Causes after which every step of the episode counts 0."""
+STANDS = 0.05
+"""m/s below which a robot is not under way, so that energy per metre means nothing."""
 TRACE_SECONDS = 3.0
 """Of the first slot's first episode, kept for the plots."""
 
@@ -74,23 +80,21 @@ def play(env: Any, act: Actor, episodes: int, *, seed: int = 0) -> Measured:
     Raises:
         UserError: the worlds are not imitation worlds.
     """
-    task = task_of(env)
-    tally = _Tally(task, env.num_envs, env.reward_term_names)
+    tally = _Tally(env)
     missing = np.full(env.num_envs, episodes // env.num_envs)
     missing[: episodes % env.num_envs] += 1
     found: list[_Episode] = []
     obs, info = env.reset(seed=seed)
-    tally.start(np.ones(env.num_envs, bool))
     while missing.any():
         obs, reward, terminated, truncated, info = env.step(act(obs, info))
         terminated, truncated = np.asarray(terminated), np.asarray(truncated)
         done = terminated | truncated
         tally.add(np.asarray(reward), info["reward_terms"], done)
         for row in np.flatnonzero(done & np.asarray(info["active"]) & (missing > 0)):
-            cause = CAUSES[int(task.cause[row])] if terminated[row] else ""
+            cause = CAUSES[int(env.unwrapped.cause[row])] if terminated[row] else ""
             found.append(tally.take(int(row), cause))
             missing[row] -= 1
-        tally.start(done)
+        tally.clear(done)
     return tally.summary(found)
 
 
@@ -114,14 +118,17 @@ def task_of(env: Any) -> Any:
 def standing(env: Any) -> Actor:
     """Keep the robot's default pose: what a score is worth that moves nothing."""
     task = task_of(env)
-    pose = np.broadcast_to(np.asarray(task.robot.default_pose), (env.num_envs, task.robot.nq))
-    return lambda obs, info: task.actions_towards(pose)
+    pose = np.tile(task.robot.default_pose, (env.num_envs, 1))
+    return lambda obs, info: task.asking_for(pose)
 
 
 def open_loop(env: Any) -> Actor:
     """Send the clip's joints one control step ahead: what it is worth not to look."""
     task = task_of(env)
-    return lambda obs, info: task.actions_towards(task.future(1).q)
+    episodes, clips = task.episodes, task.clips
+    return lambda obs, info: task.asking_for(
+        clips.pose(episodes.clip, episodes.time() + task.control_dt).q
+    )
 
 
 def trained(policy: Any) -> Actor:
@@ -138,85 +145,92 @@ class _Episode:
     """Sums over one episode."""
 
     cause: str
+    """What ended it, of `CAUSES`; "" for the time limit."""
+    score: float
     steps: int
+    """Those that `score` is a mean of: all of a whole episode after a fall."""
     tracked: int
+    """Those that errors and power were summed over."""
     sums: dict[str, float]
     drifts: tuple[float, ...]
+    """m, of each whole cycle."""
 
 
 class _Tally:
-    """Running sums of each slot's episode."""
+    """Running sums of each slot's episode.
 
-    def __init__(self, task: Any, num_envs: int, term_names: tuple[str, ...]) -> None:
-        self.task = task
-        self.dt = float(task.spec.actuation.control_dt)
-        self.full = round(task.spec.episode.seconds / self.dt)
-        self.names = term_names
-        self.period = np.maximum(np.asarray(task.clips.duration)[task.clip_id] / self.dt, 1.0)
-        self.steps = np.zeros(num_envs, np.int64)
-        self.tracked = np.zeros(num_envs, np.int64)
-        measured = ("reward", "joint", "heading", "power", *term_names)
-        self.sums = {name: np.zeros(num_envs) for name in measured}
-        self.left = np.zeros((num_envs, 2))  # since the window began: robot's way - reference's way
-        self.way = np.zeros((num_envs, 2))
-        self.window = np.zeros(num_envs, np.int64)
-        self.drifts: list[list[float]] = [[] for _ in range(num_envs)]
-        self.before = np.zeros((num_envs, 2))
-        self.speed_before = np.zeros((num_envs, 2))
+    The step that ends an episode leaves the slot in the next one's first state, so errors skip it;
+    the next one's first step then only says where the way begins.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.task = task = task_of(env)
+        count = env.num_envs
+        self.full = round(task.spec.episode.seconds / task.control_dt)
+        terms = task.spec.reward
+        self.weights = {name: getattr(terms, name).weight for name in env.reward_term_names}
+        self.steps = np.zeros(count, np.int64)
+        self.tracked = np.zeros(count, np.int64)
+        self.sums = {
+            n: np.zeros(count) for n in ("reward", "joint", "turn", "power", *self.weights)
+        }
+        self.fresh = np.ones(count, bool)
+        self.before = np.zeros((count, 2))
+        self.speed = np.zeros((count, 2))
+        self.way = np.zeros((count, 2))
+        self.left = np.zeros((count, 2))  # the robot's way less the reference's, in this cycle
+        self.window = np.zeros(count, np.int64)
+        self.drifts: list[list[float]] = [[] for _ in range(count)]
         self.trace: dict[str, list[float]] = {}
         self.tracing = True
 
-    def start(self, rows: np.ndarray) -> None:
-        """Begin new episodes where `rows` is True; the task stands at their first step."""
-        if not rows.any():
-            return
-        for array in (self.steps, self.tracked, self.window, *self.sums.values()):
-            array[rows] = 0
-        self.left[rows], self.way[rows] = 0.0, 0.0
-        for row in np.flatnonzero(rows):
-            self.drifts[row] = []
-        self._remember(rows)
-
-    def _remember(self, rows: np.ndarray) -> None:
-        self.before[rows] = self.task.state.root_pos[rows, :2]
-        self.speed_before[rows] = self.task.ref.root_linvel[rows, :2]
-
     def add(self, reward: np.ndarray, terms: dict[str, Any], done: np.ndarray) -> None:
-        """Take a step in; where it ended an episode the task already stands in the next one."""
-        state, ref = self.task.state, self.task.ref
+        """Take a step in."""
+        task, state, ref = self.task, self.task.state, self.task.ref
         self.steps += 1
         self.sums["reward"] += reward
-        for name in self.names:
-            self.sums[name] += np.asarray(terms[name])
+        for name, weight in self.weights.items():
+            self.sums[name] += weight * np.asarray(terms[name])
         alive = ~done
         self.tracked += alive
-        self.sums["joint"] += np.where(alive, _joint_error(self.task), 0.0)
         turned = wrap_angle(heading(state.root_quat) - heading(ref.root_quat))
-        self.sums["heading"] += np.where(alive, turned**2, 0.0)
-        self.sums["power"] += np.where(alive, state.power, 0.0)
-        moved = state.root_pos[:, :2] - self.before
-        planned = 0.5 * self.dt * (self.speed_before + ref.root_linvel[:, :2])
-        self.left += np.where(alive[:, None], moved - planned, 0.0)
-        self.way += np.where(alive[:, None], moved, 0.0)
-        self.window += alive
-        self._remember(np.ones_like(done))
-        length = np.maximum(np.round(self.period), 1)
-        for row in np.flatnonzero(self.window >= length):
-            distance = float(np.hypot(*self.left[row]))
-            self.drifts[row].append(distance * self.period[row] / length[row])
-            self.left[row], self.window[row] = 0.0, 0
-        self._trace(done)
+        for name, values in (
+            ("joint", _squared_joint_error(task)),
+            ("turn", turned**2),
+            ("power", state.power),
+        ):
+            self.sums[name] += np.where(alive, values, 0.0)
+        self._move(state.root_pos[:, :2], ref.root_linvel[:, :2], alive)
+        self.tracing = (
+            self.tracing and alive[0] and self.steps[0] * task.control_dt <= TRACE_SECONDS
+        )
+        if self.tracing:
+            self._trace()
 
-    def _trace(self, done: np.ndarray) -> None:
-        self.tracing = self.tracing and not done[0] and self.steps[0] * self.dt <= TRACE_SECONDS
-        if not self.tracing:
-            return
-        robot = self.task.robot
-        count = min(3, robot.nq)
-        values = {"t": self.steps[0] * self.dt}
-        for joint in range(count):
-            values[robot.joints[joint]] = float(self.task.state.q[0, joint])
-            values[f"{robot.joints[joint]} (clip)"] = float(self.task.ref.q[0, joint])
+    def _move(self, place: np.ndarray, speed: np.ndarray, alive: np.ndarray) -> None:
+        """Sum up the ways of robot and reference, and note how far apart each cycle left them."""
+        dt, episodes = self.task.control_dt, self.task.episodes
+        counts = alive & ~self.fresh
+        moved = place - self.before
+        planned = 0.5 * dt * (self.speed + speed)
+        self.way += np.where(counts[:, None], moved, 0.0)
+        self.left += np.where(counts[:, None], moved - planned, 0.0)
+        self.window += counts
+        self.before, self.speed, self.fresh = place.copy(), speed.copy(), ~alive
+        cycle = self.task.clips.duration[episodes.clip] / dt
+        whole = np.maximum(np.round(cycle), 1.0)
+        for row in np.flatnonzero(self.window >= whole):
+            # a cycle is seldom a whole number of steps
+            self.drifts[row].append(float(np.hypot(*self.left[row]) * cycle[row] / whole[row]))
+            self.left[row], self.window[row] = 0.0, 0
+
+    def _trace(self) -> None:
+        task = self.task
+        values = {"t": self.steps[0] * task.control_dt}
+        for joint in range(min(3, task.robot.nq)):
+            name = task.robot.joints[joint]
+            values[name] = task.state.q[0, joint]
+            values[f"{name} (clip)"] = task.ref.q[0, joint]
         for name, value in values.items():
             self.trace.setdefault(name, []).append(float(value))
 
@@ -224,50 +238,56 @@ class _Tally:
         """Return the episode that has just ended in a slot."""
         sums = {name: float(array[row]) for name, array in self.sums.items()}
         sums["distance"] = float(np.hypot(*self.way[row]))
-        return _Episode(
-            cause, int(self.steps[row]), int(self.tracked[row]), sums, tuple(self.drifts[row])
-        )
+        steps = self.full if cause in FALLS else int(self.steps[row])
+        score = sums["reward"] / steps
+        return _Episode(cause, score, steps, int(self.tracked[row]), sums, tuple(self.drifts[row]))
+
+    def clear(self, rows: np.ndarray) -> None:
+        """Begin new episodes in some rows."""
+        for array in (self.steps, self.tracked, self.window, self.way, self.left):
+            array[rows] = 0
+        for array in self.sums.values():
+            array[rows] = 0.0
+        for row in np.flatnonzero(rows):
+            self.drifts[row] = []
 
     def summary(self, found: list[_Episode]) -> Measured:
         """Means over the episodes."""
-        count = len(found)
         total = {name: sum(one.sums[name] for one in found) for name in found[0].sums}
         tracked = max(sum(one.tracked for one in found), 1)
         drifts = [drift for one in found for drift in one.drifts]
-        scores = tuple(one.sums["reward"] / self.full for one in found)
-        causes: dict[str, int] = {}
-        for one in found:
-            if one.cause:
-                causes[one.cause] = causes.get(one.cause, 0) + 1
-        joules = total["power"] * self.dt
-        seconds = tracked * self.dt
-        moves = total["distance"] / seconds > 0.05  # m/s; below that it stands or turns in place
+        causes = Counter(one.cause for one in found if one.cause in FALLS)
+        seconds = tracked * self.task.control_dt
+        moves = total["distance"] / seconds > STANDS
         return Measured(
-            episodes=count,
-            score=float(np.mean(scores)),
-            scores=scores,
-            terms={name: total[name] / (count * self.full) for name in self.names},
-            survival=sum(not one.cause for one in found) / count,
-            causes=causes,
-            joint_error=float(np.sqrt(total["joint"] / tracked)),
-            drift=float(np.mean(drifts)) if drifts else float("nan"),
-            heading_error=float(np.sqrt(total["heading"] / tracked)),
+            episodes=len(found),
+            score=float(np.mean([one.score for one in found])),
+            scores=tuple(one.score for one in found),
+            terms={
+                name: float(np.mean([one.sums[name] / one.steps for one in found]))
+                for name in self.weights
+            },
+            survival=1.0 - sum(causes.values()) / len(found),
+            causes=dict(causes),
+            joint_error=math.sqrt(total["joint"] / tracked),
+            drift=float(np.mean(drifts)) if drifts else math.nan,
+            heading_error=math.sqrt(total["turn"] / tracked),
             power=total["power"] / tracked,
-            energy=joules / total["distance"] if moves else float("nan"),
+            energy=total["power"] * self.task.control_dt / total["distance"] if moves else math.nan,
             trace=self.trace,
         )
 
 
-def _joint_error(task: Any) -> np.ndarray:
+def _squared_joint_error(task: Any) -> np.ndarray:
     """(B,) mean over joints of the squared angle between robot and reference, rad^2."""
-    q, ref, spherical = task.state.q, task.ref.q, task.robot.spherical
+    q, ref, spherical = task.state.q, task.ref.q, task.robot.is_spherical
     if not any(spherical):
         return np.mean((q - ref) ** 2, axis=1)
     squares, at = [], 0
-    for is_ball in spherical:
-        if is_ball:
+    for ball in spherical:
+        if ball:
             squares.append(angle_between(q[:, at : at + 4], ref[:, at : at + 4]) ** 2)
         else:
             squares.append((q[:, at] - ref[:, at]) ** 2)
-        at += 4 if is_ball else 1
+        at += 4 if ball else 1
     return np.mean(squares, axis=0)
