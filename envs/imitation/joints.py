@@ -66,6 +66,15 @@ def per_velocity(robot: Robot, values: tuple[float, ...]) -> tuple[float, ...]:
     )
 
 
+def per_position(robot: Robot, values: tuple[float, ...], ball: float) -> tuple[float, ...]:
+    """Return one value per joint as one per position; all four of a spherical joint are `ball`."""
+    return tuple(
+        x
+        for value, spherical in zip(values, robot.is_spherical, strict=True)
+        for x in ((ball,) * 4 if spherical else (value,))
+    )
+
+
 def columns(robot: Robot, like: Array) -> Columns:
     """Return the robot's columns as arrays of the kind, and on the device, of `like`; cached."""
     if isinstance(like, torch.Tensor):
