@@ -26,6 +26,8 @@ from rlgym.settings import short
 UNKNOWN_LICENCE = "not stated: the file is the user's own"
 HUMANOID_COLUMNS = 43
 """Root position 3 and quaternion 4, then 28 + 8 of the joints."""
+LOOSE = 0.3
+"""How far from 1 the norms of joints' quaternions are in DeepMimic's own clips (kick: 0.22)."""
 TURNING = 0.4
 """Net change of heading in a cycle, rad, from which a DeepMimic clip counts as one that turns."""
 
@@ -161,7 +163,7 @@ def _humanoid(frames: np.ndarray, path: Path) -> Clip:
     for spherical in robot.is_spherical:
         width = 4 if spherical else 1
         values = frames[:, column : column + width]
-        q[:, at : at + width] = values[:, [1, 2, 3, 0]] if spherical else values
+        q[:, at : at + width] = _nearly_unit(values[:, [1, 2, 3, 0]]) if spherical else values
         column, at = column + width, at + width
     clip = Clip(
         name=path.stem,
@@ -181,6 +183,12 @@ def _humanoid(frames: np.ndarray, path: Path) -> Clip:
         root_pos=rotate(np.broadcast_to(upright, quat.shape), pos),
         root_quat=_without_base(multiply(upright[None], quat), robot),
     )
+
+
+def _nearly_unit(quats: np.ndarray) -> np.ndarray:
+    """Normalize quaternions (F, 4) that are off by at most `LOOSE`; leave others to the check."""
+    norm = np.linalg.norm(quats, axis=1, keepdims=True)
+    return np.where(abs(norm - 1) < LOOSE, quats / np.where(norm > 0, norm, 1), quats)
 
 
 def _uniform(clip: Clip, durations: np.ndarray, path: Path) -> Clip:

@@ -30,8 +30,8 @@ from rlgym.settings import suggest
 
 MAX_FRAMES = 200_000
 """More than an hour at 50 Hz; a longer clip is a mistake."""
-UNIT_TOLERANCE = 0.05
-"""How far a quaternion's norm may be from 1: the clips of DeepMimic are off by up to 0.03."""
+UNIT_TOLERANCE = 0.01
+"""How far a quaternion's norm may be from 1 through rounding in a text file."""
 
 
 @dataclass(frozen=True)
@@ -316,7 +316,7 @@ class ClipSet:
         velocity = velocity[..., :half] + place.blend * velocity[..., half:]
         linvel, angvel = velocity[..., 0:3], velocity[..., 3:6]
         if self._turns:
-            xp = namespace(t)
+            xp: Any = namespace(t)
             turn = place.cycles * self._turn[clip_id]
             cos, sin = xp.cos(turn), xp.sin(turn)
             linvel, angvel = rotate_z(cos, sin, linvel), rotate_z(cos, sin, angvel)
@@ -324,7 +324,7 @@ class ClipSet:
         return Ref(root_pos, root_quat, linvel, angvel, q, velocity[..., 6:], feet)
 
     def _place(self, clip_id: Array, t: Array) -> _Place:
-        xp = namespace(t)
+        xp: Any = namespace(t)
         last = self._last[clip_id]
         frame = t * self._rate[clip_id]
         cycles = xp.floor(frame / last)
@@ -336,7 +336,7 @@ class ClipSet:
         return _Place(row, (frame - before)[..., None], cycles)
 
     def _pose(self, clip_id: Array, place: _Place) -> Pose:
-        xp = namespace(place.blend)
+        xp: Any = namespace(place.blend)
         table = self._poses[place.row]
         linear, quats = self._linear, 4 * self._quats
         flat = table[..., :linear] + place.blend * table[..., linear : 2 * linear]
@@ -361,7 +361,7 @@ class ClipSet:
         """Move a pose of the first cycle into the cycle that it belongs to."""
         if not (self._turns or self._moves):
             return root_pos, root_quat
-        xp = namespace(root_pos)
+        xp: Any = namespace(root_pos)
         shift = self._shift[clip_id]
         if not self._turns:
             return root_pos + cycles[..., None] * shift, root_quat
