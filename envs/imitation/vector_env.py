@@ -6,7 +6,6 @@ env = rlgym.make_vec("rlgym/Imitate-v0", 256, env_kwargs={"robot": "a1", "clip":
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +121,8 @@ class ImitationVectorEnv(VectorEnv):
         self.crash_dir = Path(crash_dir) if crash_dir is not None else default_folder()
         self.crash_reports: list[str] = []
         self.health["blow_ups"] = 0
-        self._engine_mark: dict[str, Any] | None = None
-        self._task_mark: dict[str, Any] = {}
+        self._engine_mark: dict[str, np.ndarray] = {}
+        self._task_mark: dict[str, np.ndarray] = {}
         self._exact = "snapshot" in task.engine.capabilities
         self._view: Any = None
         self.cause = np.zeros(task.num_envs, np.int8)
@@ -203,7 +202,7 @@ class ImitationVectorEnv(VectorEnv):
         arrays = {f"obs:{key}": value for key, value in tree_items(self._marked["obs"])}
         arrays |= {name: self._marked[name] for name in ("returns", "lengths")}
         arrays |= {f"task:{name}": value for name, value in self._task_mark.items()}
-        return arrays | dict(_flat("engine", self._engine_mark))
+        return arrays | {f"engine:{name}": value for name, value in self._engine_mark.items()}
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> Any:
         """Go on from a snapshot, or begin new episodes where the engine cannot; see `VectorEnv`."""
@@ -231,9 +230,8 @@ class ImitationVectorEnv(VectorEnv):
         return obs, info
 
     def _go_on(self, snapshot: dict[str, np.ndarray]) -> None:
-        task = {name[5:]: value for name, value in snapshot.items() if name.startswith("task:")}
-        state = self.task.engine.restore(_nested(snapshot, "engine"))
-        self.task.load(task, state)
+        state = self.task.engine.restore(_part(snapshot, "engine:"))
+        self.task.load(_part(snapshot, "task:"), state)
         for key, array in tree_items(self.arrays.obs):
             array[:] = snapshot[f"obs:{key}"]
         self._returns[:] = snapshot["returns"]
@@ -249,23 +247,10 @@ class ImitationVectorEnv(VectorEnv):
         self.task.close()
 
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Arrays of a nested mapping, by the path to each."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _flat(f"{prefix}:{key}", part)
-    elif value is not None:
-        yield prefix, value
-
-
-def _nested(snapshot: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """The nested mapping that `_flat` took apart."""
-    out: dict[str, Any] = {}
-    for name, value in snapshot.items():
-        head, *path = name.split(":")
-        if head == prefix:
-            inner = out
-            for key in path[:-1]:
-                inner = inner.setdefault(key, {})
-            inner[path[-1]] = value
-    return out
+def _part(snapshot: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `prefix`, under the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in snapshot.items()
+        if name.startswith(prefix)
+    }
