@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,10 +51,16 @@ def knee_heights(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> A
     return root_pos[:, 2, None] + height + (1 - 2 * (x * x + y * y)) * knees[..., 2]
 
 
-def _leg_points(robot: Robot, q: Array) -> tuple[Array, Array]:
-    """Return knees and feet in the base's frame, (B, legs, 3) each."""
+def shank_positions(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> Array:
+    """Return where the centres of mass of a quadruped's shanks are in the world, (B, 4, 3) m."""
+    in_base = _leg_points(robot, q, to_centre=True)[1]
+    return root_pos[:, None] + rotate(root_quat[:, None], in_base)
+
+
+def _leg_points(robot: Robot, q: Array, to_centre: bool = False) -> tuple[Array, Array]:
+    """Return knees, and feet or the shanks' centres of mass, in the base's frame, (B, legs, 3)."""
     xp = namespace(q)
-    leg = _legs(robot)
+    leg = _legs(robot, to_centre)
     hip = constant(leg.hip, q)
     side = constant(leg.abduction, q)
     thigh, shank = constant(leg.thigh, q), constant(leg.shank, q)
@@ -108,15 +115,26 @@ def leg_angles(robot: Robot, foot_pos: Array) -> tuple[Array, Array]:
 
 
 @functools.lru_cache(maxsize=64)
-def _legs(robot: Robot) -> _Legs:
-    return _Legs(robot)
+def _legs(robot: Robot, to_centre: bool = False) -> _Legs:
+    return _Legs(robot, to_centre)
 
 
 class _Legs:
-    """A robot's legs as tuples over legs, ready for `constant`."""
+    """A robot's legs as tuples over legs, ready for `constant`.
 
-    def __init__(self, robot: Robot) -> None:
+    With `to_centre` they end at the shanks' centres of mass instead of the feet.
+    """
+
+    def __init__(self, robot: Robot, to_centre: bool) -> None:
         legs = robot.legs
+        if to_centre:
+            if not all(leg.shank_centre[0] for leg in legs):
+                raise WorldError(f"robot '{robot.name}': its legs need a shank_centre")
+            legs = tuple(
+                replace(leg, shank=length, shank_zero=leg.shank_zero + turn)
+                for leg in legs
+                for length, turn in (leg.shank_centre,)
+            )
         if not legs:
             raise WorldError(f"robot '{robot.name}' has no legs: give `legs` in the robot's entry")
         self.hip = tuple(leg.hip for leg in legs)

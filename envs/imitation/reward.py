@@ -13,8 +13,17 @@ import functools
 from rlgym.envs.imitation.arrays import Array, constant, namespace
 from rlgym.envs.imitation.clips import Ref
 from rlgym.envs.imitation.joints import columns, per_velocity
-from rlgym.envs.imitation.kinematics import centre_of_mass_velocity
-from rlgym.envs.imitation.rotations import angle_between, heading_cos_sin
+from rlgym.envs.imitation.kinematics import (
+    centre_of_mass_velocity,
+    foot_positions,
+    shank_positions,
+)
+from rlgym.envs.imitation.rotations import (
+    angle_between,
+    from_rotation_vector,
+    heading_cos_sin,
+    multiply,
+)
 from rlgym.envs.imitation.spec import RewardSpec
 from rlgym.envs.physics.engine import State
 from rlgym.envs.physics.robots import Robot
@@ -49,7 +58,7 @@ def reward(
     errors = (
         pose,
         velocity,
-        _end_effector_error(state, ref, spec),
+        _end_effector_error(state, ref, spec, robot),
         root_pose,
         spec.velocity_linear_share * moving + spec.velocity_angular_share * angular,
     )
@@ -108,19 +117,34 @@ def _velocity_weights(spec: RewardSpec, robot: Robot) -> tuple[float, ...]:
     return per_velocity(robot, spec.joint_weights)
 
 
-def _end_effector_error(state: State, ref: Ref, spec: RewardSpec) -> Array:
+def _end_effector_error(state: State, ref: Ref, spec: RewardSpec, robot: Robot) -> Array:
     """Squared differences of the feet's positions, summed (or averaged) over feet."""
     xp = namespace(state.q)
-    difference = state.foot_pos - ref.foot_pos
+    points = _end_effectors(state, spec, robot, spec.end_effector_age)
+    ref_points = _end_effectors(ref, spec, robot, 0.0)
+    difference = points - ref_points
     up = difference[..., 2]
     if spec.end_effector_frame == "heading":
-        x, y = _in_heading(state.root_pos, state.root_quat, state.foot_pos)
-        ref_x, ref_y = _in_heading(ref.root_pos, ref.root_quat, ref.foot_pos)
+        x, y = _in_heading(state.root_pos, state.root_quat, points)
+        ref_x, ref_y = _in_heading(ref.root_pos, ref.root_quat, ref_points)
         x, y = x - ref_x, y - ref_y
     else:
         x, y = difference[..., 0], difference[..., 1]
     error = xp.sum(x * x + y * y + spec.end_effector_height * (up * up), axis=-1)
-    return error / state.foot_pos.shape[1] if spec.end_effector_mean else error
+    return error / points.shape[1] if spec.end_effector_mean else error
+
+
+def _end_effectors(body: State | Ref, spec: RewardSpec, robot: Robot, age: float) -> Array:
+    """Return the feet, and the shanks if they count, as they were `age` s ago, (B, points, 3)."""
+    points, root_pos, root_quat, q = body.foot_pos, body.root_pos, body.root_quat, body.q
+    if age:  # exact for hinges: Bullet's last step moved everything by its new velocity
+        root_pos, q = root_pos - age * body.root_linvel, q - age * body.qd
+        root_quat = multiply(from_rotation_vector(-age * body.root_angvel), root_quat)
+        points = foot_positions(robot, root_pos, root_quat, q)
+    if not spec.end_effector_shanks:
+        return points
+    shanks = shank_positions(robot, root_pos, root_quat, q)
+    return namespace(q).concatenate((points, shanks), axis=1)
 
 
 def _in_heading(root_pos: Array, root_quat: Array, points: Array) -> tuple[Array, Array]:

@@ -49,6 +49,12 @@ class RewardSpec:
     positions in the world."""
     end_effector_height: float = 3.0
     """Factor of the squared difference in z."""
+    end_effector_shanks: bool = False
+    """Count the shanks' centres of mass as end effectors too: the original does, whose list of feet
+    is that of the links that may touch the ground."""
+    end_effector_age: float = 0.0
+    """Take the robot's end effectors as they were this many seconds ago, but its base as it is now:
+    the original reads Bullet's link frames before it updates them."""
     end_effector_mean: bool = False
     """Divide the error by the number of feet instead of summing over them."""
     rotation_share: float = 0.5
@@ -227,7 +233,7 @@ class Spec:
 
 
 REFERENCE = Spec(
-    reward=RewardSpec(),
+    reward=RewardSpec(end_effector_shanks=True, end_effector_age=0.001),
     termination=TerminationSpec(),
     observation=ObservationSpec(
         terms=("imu", "last_action", "joint_angle", "targets"),

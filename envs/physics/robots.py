@@ -46,6 +46,9 @@ class Leg:
     """Turn of the thigh about +y from straight down where our hip angle is zero, radians."""
     shank_zero: float = 0.0
     """Turn of the shank about +y from the thigh's line where our knee angle is zero, radians."""
+    shank_centre: tuple[float, float] = (0.0, 0.0)
+    """Centre of mass of the shank: its distance from the knee, m, and the turn about +y from the
+    line to the foot, radians."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,7 @@ register_robot(
             shank=math.hypot(0.25, 0.022),
             thigh_zero=_LAIKAGO_ZERO - 0.6,
             shank_zero=math.atan2(0.022, 0.25) - _LAIKAGO_ZERO + 0.66,
+            shank_centre=(math.hypot(0.02, 0.16), math.atan2(0.02, 0.16) - math.atan2(0.022, 0.25)),
         ),
         base_rotation=(0.5, 0.5, 0.5, 0.5),
         base_origin=_LAIKAGO_COM,
