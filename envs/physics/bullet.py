@@ -11,7 +11,9 @@ from typing import Literal
 
 import numpy as np
 
+from rlgym.envs.imitation.joints import per_position, per_velocity
 from rlgym.envs.imitation.rotations import conjugate, multiply, normalize, rotate, rotate_inverse
+from rlgym.envs.physics.bullet_crew import BulletCrew
 from rlgym.envs.physics.bullet_model import (
     Build,
     inspect,
@@ -20,14 +22,18 @@ from rlgym.envs.physics.bullet_model import (
     state_fields,
     step_fields,
 )
-from rlgym.envs.physics.bullet_world import BulletWorld
+from rlgym.envs.physics.bullet_worker import Worlds, plan, to_document
 from rlgym.envs.physics.engine import Actuation, Randomization, Sensed, State
 from rlgym.envs.physics.robots import Robot
+from rlgym.envs.physics.terrain import Terrain, make_terrain
+from rlgym.errors import StateError
+from rlgym.vector.workers.link import default_workers
 
 CAPABILITIES = frozenset(
     {"mass", "inertia", "friction", "motor_strength", "kp", "kd", "viscous", "coulomb", "latency"}
     | {"push", "terrain"}
 )
+CLOSED = "this engine is closed: make another one"
 
 
 class BulletEngine:
@@ -41,10 +47,15 @@ class BulletEngine:
         robot: what to simulate.
         actuation: of its joints.
         num_worlds: worlds.
-        merge, collide, inertia, iterations, gravity, contact_distance, friction: see `Build`.
+        num_workers: processes that step them; 0: this one; None: one per usable core (less one for
+            this process where there are at least four), or this one for a single world.
+        collide, gravity, friction, merge, inertia, iterations, contact_distance: see `Build`.
+        terrain: name or `Terrain`.
+        timeout: seconds to wait for a step or a reset before a worker counts as frozen.
+        max_restarts: replaced workers before the engine gives up.
 
     Raises:
-        WorldError: the robot cannot be built.
+        WorldError: the robot cannot be built, or a worker does not start.
     """
 
     name = "bullet"
@@ -56,30 +67,70 @@ class BulletEngine:
         actuation: Actuation,
         num_worlds: int,
         *,
+        num_workers: int | None = None,
+        collide: Literal["feet", "all"] = "all",
+        terrain: str | Terrain = "flat",
+        gravity: float = 9.81,
+        friction: float | None = None,
         merge: bool = True,
-        collide: Literal["all", "feet"] = "all",
         inertia: Literal["file", "shapes"] = "file",
         iterations: int = 50,
-        gravity: float = 9.81,
         contact_distance: float = 0.001,
-        friction: float | None = None,
+        timeout: float = 60.0,
+        max_restarts: int = 10,
     ) -> None:
         """Build the worlds, each in the robot's default pose."""
         self.robot, self.actuation, self.num_worlds = robot, actuation, num_worlds
-        self.build = Build(merge, collide, inertia, iterations, gravity, contact_distance, friction)
+        self.terrain = make_terrain(terrain)
+        self.build = Build(
+            merge=merge,
+            collide=collide,
+            inertia=inertia,
+            iterations=iterations,
+            gravity=gravity,
+            contact_distance=contact_distance,
+            friction=friction,
+            spacing=self.terrain.spacing,
+        )
         self.model = inspect(robot, self.build)
-        self._reset, reset_size = layout(reset_fields(robot))
-        self._step, step_size = layout(step_fields(robot))
-        self._state, state_size = layout(state_fields(robot))
-        self._resets = np.zeros((num_worlds, reset_size))
-        self._steps = np.zeros((num_worlds, step_size))
-        self._rows = np.zeros((num_worlds, state_size))
+        self._reset, _ = layout(reset_fields(robot))
+        self._step, _ = layout(step_fields(robot))
+        self._state, _ = layout(state_fields(robot))
         self._measure()
-        home = self._home()
-        self._worlds = [
-            BulletWorld(robot, self.model, actuation, self.build, home) for _ in range(num_worlds)
-        ]
-        self.closed = False
+        heights = None if self.terrain.is_flat else self.terrain.heights
+        if num_workers is None:
+            num_workers = 0 if num_worlds == 1 else default_workers()
+        self._crew: BulletCrew | None = None
+        self._worlds: Worlds | None = None
+        if num_workers:
+            self._crew = BulletCrew(
+                robot,
+                to_document(robot, self.model, actuation, self.build),
+                {"home": self._home()} | ({} if heights is None else {"heights": heights}),
+                num_worlds,
+                num_workers,
+                timeout,
+                max_restarts,
+            )
+            self._arrays = self._crew.arrays
+        else:
+            self._arrays = {k: np.zeros(*entry) for k, entry in plan(robot, num_worlds).items()}
+            self._worlds = Worlds(
+                self._arrays,
+                range(num_worlds),
+                robot,
+                self.model,
+                actuation,
+                self.build,
+                self._home(),
+                heights,
+            )
+        self._lost = np.zeros(num_worlds, np.bool_)
+
+    @property
+    def losses(self) -> list[str]:
+        """One line for each worker that was lost and replaced."""
+        return [] if self._crew is None else self._crew.losses
 
     def _measure(self) -> None:
         """Compute what the conversions between our frames and Bullet's need."""
@@ -89,13 +140,16 @@ class BulletEngine:
         """From our base frame to the base's principal axes."""
         self._arm = rotate_inverse(com, np.array(robot.base_origin) - np.array(self.model.com_pos))
         """Our base frame's origin, in the base's principal axes."""
-        self._sign, self._offset = np.array(robot.sign), np.array(robot.offset)
+        # spherical joints are as the model file has them
+        self._sign = np.array(per_position(robot, robot.sign, 1.0))
+        self._offset = np.array(per_position(robot, robot.offset, 0.0))
+        self._sign_v = np.array(per_velocity(robot, robot.sign))
         self._points = np.array(self.model.foot_points)
 
     def _home(self) -> np.ndarray:
         """Row of the default pose, which worlds begin in and return to when they blow up."""
         robot = self.robot
-        one = self._resets[:1].copy()
+        one = np.zeros((1, plan(robot, 1)["resets"][0][1]))
         self._fill(
             one,
             np.array([[0.0, 0.0, robot.init_height + 0.01]]),
@@ -122,8 +176,9 @@ class BulletEngine:
         randomization: Randomization | None = None,
     ) -> State:
         """See `Engine.reset`."""
+        arrays, mask = self._arrays, np.asarray(mask, np.bool_)
         self._fill(
-            self._resets,
+            arrays["resets"],
             root_pos,
             root_quat,
             root_linvel,
@@ -131,42 +186,61 @@ class BulletEngine:
             q,
             qd,
             randomization or Randomization(),
-            np.asarray(mask, np.bool_),
+            mask,
         )
-        for row in np.flatnonzero(mask).tolist():
-            self._worlds[row].reset(self._resets[row], self._rows[row])
+        return self._reset_rows(mask)
+
+    def _reset_rows(self, mask: np.ndarray) -> State:
+        """Have the worlds of `mask` reset to their rows of `resets`."""
+        self._arrays["mask"][:] = mask
+        self._lost[mask] = False
+        if self._crew is not None:
+            for rows in self._crew.reset():
+                self._lost[rows.start : rows.stop] |= ~mask[rows.start : rows.stop]
+        elif self._worlds is not None:
+            self._worlds.reset()
+        else:
+            raise StateError(CLOSED)
         return self._read()
 
     def step(
         self, previous: np.ndarray, target: np.ndarray, push: np.ndarray | None = None
     ) -> State:
         """See `Engine.step`."""
-        steps, fields = self._steps, self._step
+        steps, fields = self._arrays["steps"], self._step
         steps[:, fields["previous"]] = self._sign * (previous + self._offset)
         steps[:, fields["target"]] = self._sign * (target + self._offset)
         steps[:, fields["push"]] = 0.0 if push is None else push
-        for row, world in enumerate(self._worlds):
-            world.step(steps[row], self._rows[row])
+        lost, self._lost = self._lost, np.zeros_like(self._lost)
+        if self._crew is not None:
+            for rows in self._crew.step():
+                lost[rows.start : rows.stop] = True
+        elif self._worlds is not None:
+            self._worlds.step()
+        else:
+            raise StateError(CLOSED)
+        self._arrays["states"][lost, self._state["broken"]] = 1.0
         return self._read()
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """See `Engine.snapshot`; without contacts and the sensors' delayed readings."""
-        return {"resets": self._resets.copy(), "rows": self._rows.copy()}
+        return {name: self._arrays[name].copy() for name in ("resets", "states")}
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> State:
         """See `Engine.restore`."""
-        self._resets[:] = snapshot["resets"]
+        resets = self._arrays["resets"]
+        resets[:] = snapshot["resets"]
         for name in ("base_pos", "base_quat", "linvel", "angvel", "q", "qd"):
-            self._resets[:, self._reset[name]] = snapshot["rows"][:, self._state[name]]
-        for row, world in enumerate(self._worlds):
-            world.reset(self._resets[row], self._rows[row])
-        return self._read()
+            resets[:, self._reset[name]] = snapshot["states"][:, self._state[name]]
+        return self._reset_rows(np.ones(self.num_worlds, np.bool_))
 
     def close(self) -> None:
         """See `Engine.close`."""
-        for world in self._worlds:
-            world.close()
-        self.closed = True
+        if self._crew is not None:
+            self._crew.stop()
+        if self._worlds is not None:
+            self._worlds.close()
+        self._crew = self._worlds = None
 
     # ------------------------------------------------------------------ conversions
     def _fill(
@@ -191,7 +265,7 @@ class BulletEngine:
         rows[:, fields["linvel"]] = root_linvel - np.cross(root_angvel, arm)
         rows[:, fields["angvel"]] = root_angvel
         rows[:, fields["q"]] = self._sign * (q + self._offset)
-        rows[:, fields["qd"]] = self._sign * qd
+        rows[:, fields["qd"]] = self._sign_v * qd
         friction = robot.friction if self.build.friction is None else self.build.friction
         defaults = {"mass": 1.0, "inertia": 1.0, "friction": friction, "motor_strength": 1.0}
         defaults |= {"kp": 1.0, "kd": 1.0, "viscous": 0.0, "coulomb": 0.0}
@@ -206,7 +280,7 @@ class BulletEngine:
 
     def _read(self) -> State:
         """Convert the worlds' rows into a state."""
-        rows, fields = self._rows, self._state
+        rows, fields = self._arrays["states"], self._state
         count, feet = len(rows), len(self._points)
         quat = rows[:, fields["base_quat"]]
         angvel = rows[:, fields["angvel"]]
@@ -220,17 +294,17 @@ class BulletEngine:
             root_linvel=rows[:, fields["linvel"]] + np.cross(angvel, arm),
             root_angvel=angvel.copy(),
             q=self._sign * rows[:, fields["q"]] - self._offset,
-            qd=self._sign * rows[:, fields["qd"]],
+            qd=self._sign_v * rows[:, fields["qd"]],
             foot_pos=link_pos + rotate(link_quat, self._points),
             foot_contact=rows[:, fields["foot_contact"]] > 0.5,
             illegal_contact=rows[:, fields["illegal_contact"]][:, 0] > 0.5,
-            torque=self._sign * rows[:, fields["torque"]],
+            torque=self._sign_v * rows[:, fields["torque"]],
             power=rows[:, fields["power"]][:, 0].copy(),
             broken=rows[:, fields["broken"]][:, 0] > 0.5,
             sensed=Sensed(
                 root_quat=sensed_quat,
                 root_angvel=rotate_inverse(sensed_quat, rows[:, fields["sensed_angvel"]]),
                 q=self._sign * rows[:, fields["sensed_q"]] - self._offset,
-                qd=self._sign * rows[:, fields["sensed_qd"]],
+                qd=self._sign_v * rows[:, fields["sensed_qd"]],
             ),
         )

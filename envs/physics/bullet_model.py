@@ -23,7 +23,7 @@ from rlgym.settings import suggest
 LONGEST_STEP = 0.001
 """Seconds. Torques of a PD servo that are held for longer make a robot of this size fall (at 2 ms)
 or explode (at 4 ms); a longer time step is cut into equal ones that are not longer."""
-_NOISE = (b"argv[", b"processing ", b"merge ", b"b3Warning[", b"Bad inertia tensor")
+_NOISE = (b"argv[", b"processing ", b"merge ", b"relink ", b"b3Warning[", b"Bad inertia tensor")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Build:
     """A link this near to the ground touches it, m; Bullet itself reports contacts up to .02."""
     friction: float | None = None
     """Lateral friction coefficient between feet and ground; None: the robot's."""
+    spacing: float = 0.1
+    """m between the points of a height field."""
 
 
 def layout(fields: dict[str, int]) -> tuple[dict[str, slice], int]:
@@ -77,8 +79,10 @@ def state_fields(robot: Robot) -> dict[str, int]:
     return fields | {"sensed_qd": robot.nv, "broken": 1}
 
 
-def split(actuation: Actuation) -> tuple[float, int]:
+def split(actuation: Actuation, robot: Robot) -> tuple[float, int]:
     """Return the physics step, s, and how many of them make one control step."""
+    if any(robot.spherical) and actuation.servo == "explicit":
+        return actuation.time_step, actuation.substeps  # stable at any step, see bullet_balls.py
     parts = max(1, math.ceil(actuation.time_step / LONGEST_STEP - 1e-9))
     return actuation.time_step / parts, actuation.substeps * parts
 
@@ -116,8 +120,8 @@ class Model:
     """Links that the feet are part of."""
     foot_points: tuple[tuple[float, ...], ...]
     """Of each foot in the frame of its link, m."""
-    bare_feet: bool
-    """Every foot is a link of its own, so that whatever of it touches the ground is the foot."""
+    bare_feet: tuple[bool, ...]
+    """Which feet are links of their own, so that whatever of one touches the ground is the foot."""
     may_touch: tuple[int, ...]
     """Links, besides those of the feet, that may touch the ground."""
     com_pos: tuple[float, ...]
@@ -273,7 +277,7 @@ def _describe(
         joints=tuple(built.joints[name] for name in robot.joints),
         feet=feet,
         foot_points=tuple(tuple(point.tolist()) for point in points),
-        bare_feet=all(foot.link in built.links for foot in robot.feet),
+        bare_feet=tuple(foot.link in built.links for foot in robot.feet),
         may_touch=tuple(whole.home(name, built)[0] for name in robot.may_touch),
         com_pos=info[3],
         com_quat=info[4],

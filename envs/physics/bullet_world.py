@@ -48,27 +48,36 @@ class BulletWorld:
         model: what `inspect` found of it with this `build`.
         actuation: of the joints.
         build: of robot and world.
-        home: row that the world is reset to when it blew up.
+        home: row that the world is reset to, now and when it blew up.
+        heights: (rows, columns) m, float32, of the ground, as `Terrain` has them; None: a plane.
+        out: row to write the state into.
     """
 
     def __init__(
-        self, robot: Robot, model: Model, actuation: Actuation, build: Build, home: np.ndarray
+        self,
+        robot: Robot,
+        model: Model,
+        actuation: Actuation,
+        build: Build,
+        home: np.ndarray,
+        heights: np.ndarray | None,
+        out: np.ndarray,
     ) -> None:
         """Build the world and reset it to `home`."""
         self.robot, self.model, self.actuation, self.build = robot, model, actuation, build
-        self._time_step, self._steps = split(actuation)
+        self._time_step, self._steps = split(actuation, robot)
         self._reset, _ = layout(reset_fields(robot))
         self._step, _ = layout(step_fields(robot))
-        self._state, size = layout(state_fields(robot))
+        self._state, _ = layout(state_fields(robot))
         self._ramp = np.linspace(0.0, 1.0, self._steps + 1)[1:, None]
         self._limit = list(robot.torque_limit) if actuation.limit_torque else None
         self._joints = list(model.joints)
         self._foot_of = {link: foot for foot, link in enumerate(model.feet)}
         self._sensed = slice(self._state["sensed_quat"].start, self._state["sensed_qd"].stop)
-        self._home = home.copy()
+        self._home, self._heights = home.copy(), heights
         self._client = -1
         self._rebuild()
-        self.reset(self._home, np.empty(size))
+        self.reset(self._home, out)
 
     # ------------------------------------------------------------------ building
     def _rebuild(self) -> None:
@@ -95,9 +104,22 @@ class BulletWorld:
         self._applied: dict[str, Any] = {}
 
     def _make_ground(self) -> int:
-        plane = p.createCollisionShape(p.GEOM_PLANE, physicsClientId=self._client)
-        ground = p.createMultiBody(0.0, plane, physicsClientId=self._client)
-        p.changeDynamics(ground, -1, lateralFriction=1.0, physicsClientId=self._client)
+        """Make the plane z = 0, or the height field around the origin."""
+        client, heights = self._client, self._heights
+        if heights is None:
+            shape, height = p.createCollisionShape(p.GEOM_PLANE, physicsClientId=client), 0.0
+        else:
+            shape = p.createCollisionShape(
+                p.GEOM_HEIGHTFIELD,
+                meshScale=[self.build.spacing, self.build.spacing, 1.0],
+                heightfieldData=heights.ravel().tolist(),
+                numHeightfieldRows=heights.shape[1],
+                numHeightfieldColumns=heights.shape[0],
+                physicsClientId=client,
+            )
+            height = 0.5 * float(heights.min() + heights.max())  # Bullet centres it
+        ground = p.createMultiBody(0.0, shape, -1, [0.0, 0.0, height], physicsClientId=client)
+        p.changeDynamics(ground, -1, lateralFriction=1.0, physicsClientId=client)
         return ground
 
     def close(self) -> None:
@@ -117,23 +139,51 @@ class BulletWorld:
         """
         values = {name: row[where].tolist() for name, where in self._reset.items()}
         self._randomize(values)
-        body, client, joints = self._body, self._client, self.model.joints
+        body, client = self._body, self._client
         p.resetBasePositionAndOrientation(body, values["base_pos"], values["base_quat"], client)
         p.resetBaseVelocity(body, values["linvel"], values["angvel"], client)
-        p.resetJointStatesMultiDof(
-            body,
-            joints,
-            [[x] for x in values["q"]],
-            [[x] for x in values["qd"]],
-            physicsClientId=client,
-        )
+        self._put_joints(values["q"], values["qd"])
         p.performCollisionDetection(client)
         self._trail = [(values["q"], values["qd"])]
         self._pose = self._read_pose()
-        self._write(out, [0.0] * len(joints), 0.0)
+        self._write(out, [0.0] * self.robot.nv, 0.0)
+
+    def _put_joints(self, q: list[float], qd: list[float]) -> None:
+        """Set the joints' positions and velocities."""
+        p.resetJointStatesMultiDof(
+            self._body,
+            self.model.joints,
+            [[x] for x in q],
+            [[x] for x in qd],
+            physicsClientId=self._client,
+        )
 
     def _randomize(self, values: dict[str, Any]) -> None:
         """Change what differs from the last reset."""
+        self._randomize_links(values)
+        old, body, client, model = self._applied, self._body, self._client, self.model
+        if old.get("viscous") != values["viscous"]:
+            for joint, damping in zip(model.joints, values["viscous"], strict=True):
+                p.changeDynamics(body, joint, jointDamping=damping, physicsClientId=client)
+        if old.get("coulomb") != values["coulomb"]:
+            # a motor that holds still with at most this torque is Coulomb's friction; with none
+            # it also takes Bullet's own motor away, which every loaded joint has
+            p.setJointMotorControlArray(
+                body,
+                model.joints,
+                p.VELOCITY_CONTROL,
+                forces=values["coulomb"],
+                physicsClientId=client,
+            )
+        old |= {name: values[name] for name in ("viscous", "coulomb")}
+        strength = values["motor_strength"]
+        robot = self.robot
+        self._kp = [s * f * k for s, f, k in zip(strength, values["kp"], robot.kp, strict=True)]
+        self._kd = [s * f * k for s, f, k in zip(strength, values["kd"], robot.kd, strict=True)]
+        self._set_latency(values)
+
+    def _randomize_links(self, values: dict[str, Any]) -> None:
+        """Change masses, inertias and friction where they differ from the last reset."""
         old, body, client, model = self._applied, self._body, self._client, self.model
         scales = values["mass"][0], values["inertia"][0]
         if old.get("scales") != scales:
@@ -150,25 +200,9 @@ class BulletWorld:
             for link in set(model.feet):
                 friction = values["friction"][0]
                 p.changeDynamics(body, link, lateralFriction=friction, physicsClientId=client)
-        if old.get("viscous") != values["viscous"]:
-            for joint, damping in zip(model.joints, values["viscous"], strict=True):
-                p.changeDynamics(body, joint, jointDamping=damping, physicsClientId=client)
-        if old.get("coulomb") != values["coulomb"]:
-            # a motor that holds still with at most this torque is Coulomb's friction; with none
-            # it also takes Bullet's own motor away, which every loaded joint has
-            p.setJointMotorControlArray(
-                body,
-                model.joints,
-                p.VELOCITY_CONTROL,
-                forces=values["coulomb"],
-                physicsClientId=client,
-            )
-        self._applied = {name: values[name] for name in ("friction", "viscous", "coulomb")}
-        self._applied["scales"] = scales
-        strength = values["motor_strength"]
-        robot = self.robot
-        self._kp = [s * f * k for s, f, k in zip(strength, values["kp"], robot.kp, strict=True)]
-        self._kd = [s * f * k for s, f, k in zip(strength, values["kd"], robot.kd, strict=True)]
+        old |= {"friction": values["friction"], "scales": scales}
+
+    def _set_latency(self, values: dict[str, Any]) -> None:
         lag = values["latency"][0] / self._time_step
         self._lag = math.floor(lag + 1e-9)
         self._blend = max(0.0, lag - self._lag)
@@ -189,7 +223,29 @@ class BulletWorld:
         if push.any():
             linear, angular = p.getBaseVelocity(body, client)
             p.resetBaseVelocity(body, (linear + push).tolist(), angular, client)
-        joints, limit, clip = self._joints, self._limit, self.actuation.target_clip
+        end = self._steps - self._lag
+        torque, power, poses = self._simulate(goals, end)
+        self._pose = poses[self._steps] if self._steps in poses else self._read_pose()
+        self._write(out, torque, power)
+        out[self._sensed] = self._delayed(poses, end)
+        del self._trail[: -self._steps - 2]
+        if not np.abs(out).max() < LARGEST or self._is_absurd():
+            self._rebuild()
+            self.reset(self._home, out)
+            out[self._state["broken"]] = 1.0
+
+    def _simulate(self, goals: list[list[float]], end: int) -> tuple[list[float], float, Any]:
+        """Advance by a control step, adding the joints' states to the trail.
+
+        Args:
+            goals: the joints' targets of each physics step.
+            end: the physics step that the sensors show; the base's pose is read there, too.
+
+        Returns:
+            Torques of the last physics step, N m; mean power, W; poses by physics step.
+        """
+        body, client, joints = self._body, self._client, self._joints
+        limit, clip = self._limit, self.actuation.target_clip
         kp, kd, trail = self._kp, self._kd, self._trail
         get, put, advance, mode = (
             p.getJointStates,
@@ -197,7 +253,6 @@ class BulletWorld:
             p.stepSimulation,
             p.TORQUE_CONTROL,
         )
-        end = self._steps - self._lag
         poses = {0: self._pose}
         q, qd = trail[-1]
         torque: list[float] = []
@@ -224,14 +279,7 @@ class BulletWorld:
                 poses[k] = self._read_pose()
         speeds = np.array([qd for _, qd in trail[-self._steps :]])
         power = np.abs(np.array(torques) * speeds.ravel()).sum() / self._steps
-        self._pose = poses[self._steps] if self._steps in poses else self._read_pose()
-        self._write(out, torque, float(power))
-        out[self._sensed] = self._delayed(poses, end)
-        del trail[: -self._steps - 2]
-        if not np.abs(out).max() < LARGEST or self._is_absurd():
-            self._rebuild()
-            self.reset(self._home, out)
-            out[self._state["broken"]] = 1.0
+        return torque, float(power), poses
 
     def _goals(self, previous: np.ndarray, target: np.ndarray) -> list[list[float]]:
         """Return the joints' targets of each physics step."""
@@ -306,7 +354,7 @@ class BulletWorld:
             link = point[3]
             if link in self._foot_of:
                 foot = self._foot_of[link]
-                if model.bare_feet or self._is_foot(foot, links[foot], point[5]):
+                if model.bare_feet[foot] or self._is_foot(foot, links[foot], point[5]):
                     touching[foot] = 1.0
                     continue
             if link not in model.may_touch:
