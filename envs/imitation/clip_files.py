@@ -12,6 +12,7 @@ and sizes are checked before anything is believed. docs/clips.md describes the f
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
@@ -165,7 +166,8 @@ def save_clip(clip: Clip, path: str | os.PathLike[str]) -> Path:
             np.savez_compressed(file, **arrays)
         os.replace(staging, path)
     except OSError as error:
-        staging.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staging.unlink()
         raise ClipError(f"{path} cannot be written: {error.strerror or error}") from None
     return path
 

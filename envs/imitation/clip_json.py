@@ -26,8 +26,8 @@ from rlgym.settings import short
 UNKNOWN_LICENCE = "not stated: the file is the user's own"
 HUMANOID_COLUMNS = 43
 """Root position 3 and quaternion 4, then 28 + 8 of the joints."""
-LOOSE = 0.3
-"""How far from 1 the norms of joints' quaternions are in DeepMimic's own clips (kick: 0.22)."""
+LOOSE = 0.5
+"""How far from 1 the norms of joints' quaternions are in DeepMimic's own clips (kick)."""
 TURNING = 0.4
 """Net change of heading in a cycle, rad, from which a DeepMimic clip counts as one that turns."""
 
