@@ -42,6 +42,23 @@ def feet_in_base(robot: Robot, q: Array) -> Array:
     return frames.pos[:, on] + rotate(frames.quat[:, on], constant(tree.foot_pos, q))
 
 
+def sole_heights(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> Array:
+    """Return the heights of the feet's lowest points, (B, feet) m; as for `foot_positions`."""
+    xp = namespace(q)
+    pos = foot_positions(robot, root_pos, root_quat, q)
+    radius = constant(tuple(foot.radius for foot in robot.feet), q)
+    if not any(foot.half for foot in robot.feet):
+        return pos[..., 2] - radius
+    on = indices(_tree(robot).foot_parent, q)
+    quat = multiply(root_quat[:, None], joint_frames(robot, q).quat[:, on])
+    x, y, z, w = (quat[..., i] for i in range(4))
+    # heights of the link's axes: the last row of the rotation's matrix
+    axes = (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y))
+    half = constant(tuple(foot.half or (0.0,) * 3 for foot in robot.feet), q)
+    box = sum(half[:, i] * xp.abs(axis) for i, axis in enumerate(axes))
+    return pos[..., 2] - xp.where(half[:, 0] > 0, box, radius)
+
+
 def knee_heights(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> Array:
     """Return the heights of a quadruped's knees, (B, 4) m; arguments as for `foot_positions`."""
     knees = _leg_points(robot, q)[0]
@@ -51,10 +68,30 @@ def knee_heights(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> A
     return root_pos[:, 2, None] + height + (1 - 2 * (x * x + y * y)) * knees[..., 2]
 
 
+def shanks_known(robot: Robot) -> bool:
+    """Say whether the table gives the centres of mass of the robot's shanks."""
+    return bool(robot.legs) and all(leg.shank_centre[0] for leg in robot.legs)
+
+
 def shank_positions(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> Array:
     """Return where the centres of mass of a quadruped's shanks are in the world, (B, 4, 3) m."""
     in_base = _leg_points(robot, q, to_centre=True)[1]
     return root_pos[:, None] + rotate(root_quat[:, None], in_base)
+
+
+def leg_length(robot: Robot) -> float:
+    """Return the length of a quadruped's stretched leg, m.
+
+    Raises:
+        WorldError: the robot has no legs in its table entry.
+    """
+    if not robot.legs:
+        raise _legless(robot)
+    return robot.legs[0].thigh + robot.legs[0].shank
+
+
+def _legless(robot: Robot) -> WorldError:
+    return WorldError(f"robot '{robot.name}' has no legs: give `legs` in the robot's entry")
 
 
 def _leg_points(robot: Robot, q: Array, to_centre: bool = False) -> tuple[Array, Array]:
@@ -128,7 +165,7 @@ class _Legs:
     def __init__(self, robot: Robot, to_centre: bool) -> None:
         legs = robot.legs
         if to_centre:
-            if not all(leg.shank_centre[0] for leg in legs):
+            if not shanks_known(robot):
                 raise WorldError(f"robot '{robot.name}': its legs need a shank_centre")
             legs = tuple(
                 replace(leg, shank=length, shank_zero=leg.shank_zero + turn)
@@ -136,7 +173,7 @@ class _Legs:
                 for length, turn in (leg.shank_centre,)
             )
         if not legs:
-            raise WorldError(f"robot '{robot.name}' has no legs: give `legs` in the robot's entry")
+            raise _legless(robot)
         self.hip = tuple(leg.hip for leg in legs)
         self.abduction = tuple(leg.abduction for leg in legs)
         self.thigh = tuple(leg.thigh for leg in legs)

@@ -29,6 +29,8 @@ class Foot:
     """Its place in that link's own frame, m (scaled)."""
     radius: float = 0.0
     """Of the sphere around it that touches the ground, m."""
+    half: tuple[float, ...] = ()
+    """Where a box touches the ground instead: its half lengths along the link's axes, m."""
 
 
 @dataclass(frozen=True)
@@ -333,8 +335,8 @@ register_robot(
         upper=(math.pi, math.pi, *(math.pi, 0.0, math.pi, math.pi, 3.14) * 2),
         init_height=0.865,
         feet=(
-            Foot("right_ankle", (0.045, -0.0225, 0.0), 0.0275),
-            Foot("left_ankle", (0.045, -0.0225, 0.0), 0.0275),
+            Foot("right_ankle", (0.045, -0.0225, 0.0), 0.0275, (0.0885, 0.0275, 0.045)),
+            Foot("left_ankle", (0.045, -0.0225, 0.0), 0.0275, (0.0885, 0.0275, 0.045)),
             Foot("right_wrist", radius=0.04),
             Foot("left_wrist", radius=0.04),
         ),

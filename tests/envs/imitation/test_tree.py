@@ -1,5 +1,6 @@
 """The humanoid's kinematics against PyBullet's, which reads the same file by its own means."""
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 
 from rlgym.envs.gymnasium.bullet import without_noise
 from rlgym.envs.imitation.joints import columns, to_positions
-from rlgym.envs.imitation.kinematics import centre_of_mass_velocity, foot_positions
+from rlgym.envs.imitation.kinematics import centre_of_mass_velocity, foot_positions, sole_heights
 from rlgym.envs.imitation.rotations import from_rotation_vector, multiply
 from rlgym.envs.physics.robots import get_robot
 
@@ -74,6 +75,17 @@ class Bullet:
                 physicsClientId=self.client,
             )
 
+    def soles(self) -> np.ndarray:
+        """Heights of the lowest corners of boxes, and of spheres."""
+        lowest = []
+        for foot, centre in zip(HUMANOID.feet, self.feet(), strict=True):
+            quat = p.getLinkState(self.body, self.link[foot.link], 0, 1, self.client)[5]
+            rotation = np.array(p.getMatrixFromQuaternion(quat)).reshape(3, 3)
+            corners = itertools.product(*((-half, half) for half in foot.half))
+            deep = [(rotation @ np.array(corner))[2] for corner in corners if foot.half]
+            lowest.append(centre[2] + min(deep, default=-foot.radius))
+        return np.array(lowest)
+
     def feet(self) -> np.ndarray:
         found = []
         for foot in HUMANOID.feet:
@@ -104,6 +116,14 @@ def test_end_effectors_are_where_bullet_has_them(bullet: Bullet) -> None:
         np.testing.assert_allclose(feet[row], bullet.feet(), atol=2e-6)
 
 
+def test_soles_are_as_low_as_their_corners(bullet: Bullet) -> None:
+    motion = random_motion(20)
+    heights = sole_heights(HUMANOID, motion.root_pos, motion.root_quat, motion.q)
+    for row in range(20):
+        bullet.put(motion, row)
+        np.testing.assert_allclose(heights[row], bullet.soles(), atol=2e-6)
+
+
 def test_the_centre_of_mass_moves_as_in_bullet(bullet: Bullet) -> None:
     motion = random_motion(20)
     velocity = centre_of_mass_velocity(HUMANOID, *motion[1:])
@@ -127,6 +147,7 @@ def test_end_effectors_of_the_default_pose() -> None:
     right_ankle, left_ankle, right_wrist, left_wrist = foot_positions(
         HUMANOID, root_pos, root_quat, q
     )[0]
+    np.testing.assert_allclose(sole_heights(HUMANOID, root_pos, root_quat, q)[0, :2], 0, atol=1e-3)
     # soles on the ground, each foot below its own hip, hands at the sides; y is left
     assert right_ankle[2] == pytest.approx(HUMANOID.feet[0].radius, abs=2e-3)
     assert left_ankle[1] == pytest.approx(0.25 * 0.339548)
