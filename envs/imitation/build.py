@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,8 @@ def build_task(
     )
     if not ground.is_flat:
         settings["terrain"] = ground
+    if engine in ("bullet", "pybullet"):
+        settings |= asdict(chosen.physics.bullet)
     worlds = make_engine(
         engine,
         table,

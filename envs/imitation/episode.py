@@ -6,12 +6,13 @@ episode's number (`rlgym.envs.imitation.random`), so that arrays are all there i
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from rlgym.envs.imitation.arrays import Array, choose_rows, namespace
+from rlgym.envs.imitation.arrays import Array, choose_rows, constant, namespace
 from rlgym.envs.imitation.clips import Clip, ClipSet, Pose, Ref
 from rlgym.envs.imitation.kinematics import foot_positions
 from rlgym.envs.imitation.random import uniform
@@ -120,11 +121,20 @@ class Episodes:
     def _standing(self, height: float, default_pose: Array, like: Array) -> Pose:
         """The default pose, (C, ...), in the heading in which each clip begins."""
         xp, count = namespace(like), len(self.clips.clips)
-        first = xp.array([heading(clip.root_quat[0]) for clip in self.clips.clips], like)
+        first = [self._start_heading(clip.root_quat[:1]) for clip in self.clips.clips]
+        angle = xp.array([math.atan2(sin[0], cos[0]) for cos, sin in first], like)
         root_pos = xp.zeros((count, 3), like)
         root_pos[:, 2] = height
         q = xp.zeros((count, len(default_pose)), like) + xp.array(default_pose, like)
-        return Pose(root_pos, about_z(first), q)
+        return Pose(root_pos, about_z(angle), q)
+
+    def _start_heading(self, quat: Array) -> tuple[Array, Array]:
+        """Cosine and sine (B,) of the heading that episodes start by, of `quat` (B, 4)."""
+        if self.spec.start_axis == "forward":
+            return heading_cos_sin(quat)
+        half = math.sqrt(0.5)
+        cos, sin = heading_cos_sin(multiply(quat, constant((0.0, 0.0, half, half), quat)[None]))
+        return sin, -cos  # of the left axis, which lies a quarter turn ahead
 
     # ------------------------------------------------------------------ time
     def counter(self) -> Array:
@@ -215,7 +225,7 @@ class Episodes:
             rows: n of them.
             clip_pos, clip_quat: (n, 3), (n, 4) root of their clips now, before it is placed.
         """
-        cos, sin = heading_cos_sin(clip_quat)
+        cos, sin = self._start_heading(clip_quat)
         rows.put(self.cos, cos)
         rows.put(self.sin, -sin)
         rows.put(self.offset, -_level(rotate_z(cos, -sin, clip_pos)))

@@ -50,8 +50,8 @@ class RewardSpec:
     end_effector_height: float = 3.0
     """Factor of the squared difference in z."""
     end_effector_shanks: bool = False
-    """Count the shanks' centres of mass as end effectors too: the original does, whose list of feet
-    is that of the links that may touch the ground."""
+    """Count the shanks' centres of mass as end effectors too, where the table gives them: the
+    original does for Laikago, whose list of feet is that of the links that may touch the ground."""
     end_effector_age: float = 0.0
     """Take the robot's end effectors as they were this many seconds ago, but its base as it is now:
     the original reads Bullet's link frames before it updates them."""
@@ -150,8 +150,13 @@ class EpisodeSpec:
     """Seconds over which the reference stands in the default pose after such a default start."""
     hold_first_step: bool = False
     """Keep the reference where it is during an episode's first step, one step behind ever after."""
+    start_axis: Literal["forward", "left"] = "forward"
+    """Axis of the reference's base that an episode begins with in line with the world's x (or y):
+    the original takes the x axis of Laikago's URDF, which points left."""
     lift: float = 0.002
     """Height above the reference at which an episode begins, m."""
+    lift_feet: bool = False
+    """Begin higher still where the reference's feet are in the ground, until they are out of it."""
     perturb: float = 0.0
     """Probability of disturbing the state that an episode begins with."""
     perturb_position: float = 0.025
@@ -207,6 +212,24 @@ class RandomizeSpec:
 
 
 @dataclass(frozen=True)
+class BulletSpec:
+    """What only PyBullet's worlds have; other engines do without."""
+
+    merge: bool = True
+    """Make one link of links that are fixed to each other: faster, the same mass and inertia."""
+    inertia: Literal["file", "shapes"] = "file"
+    """Take rotational inertia from the model file, where it has any, or from collision shapes."""
+    iterations: int = 50
+    """Of the constraint solver."""
+    contact_distance: float = 0.001
+    """A link this near to the ground touches it, m; Bullet itself reports contacts up to .02."""
+    ground_friction: float = 1.0
+    """Of the ground; Bullet multiplies it with the feet's."""
+    stood_before: bool = False
+    """The robot stood in its default pose until the reset: delayed readings may be older."""
+
+
+@dataclass(frozen=True)
 class PhysicsSpec:
     """The world that the engine simulates, beside the actuation."""
 
@@ -216,6 +239,8 @@ class PhysicsSpec:
     """Which links touch the ground; "feet" is faster, and endings are then judged by heights."""
     friction: float | None = None
     """Coefficient between feet and ground; None: the robot table's."""
+    bullet: BulletSpec = field(default_factory=BulletSpec)
+    """More of it in PyBullet."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +274,7 @@ REFERENCE = Spec(
         curriculum_seconds=0.66,  # 20 steps
         reference_start=0.9,
         hold_first_step=True,
+        start_axis="left",
         lift=0.0,
     ),
     actuation=Actuation(
@@ -260,7 +286,18 @@ REFERENCE = Spec(
         limit_torque=False,
         latency=0.002,
     ),
-    physics=PhysicsSpec(gravity=10.0, collide="all"),
+    physics=PhysicsSpec(
+        gravity=10.0,
+        collide="all",
+        bullet=BulletSpec(
+            merge=False,
+            inertia="shapes",
+            iterations=9,
+            contact_distance=0.1,  # whatever Bullet reports
+            ground_friction=0.9,
+            stood_before=True,
+        ),
+    ),
 )
 
 MODERN = Spec(
@@ -307,8 +344,8 @@ HUMANOID = Spec(
     ),
     termination=TerminationSpec(),
     observation=MODERN.observation,
-    action=ActionSpec(scale=0.5, offset="clip_mean", limit_margin=None),
-    episode=EpisodeSpec(),
+    action=ActionSpec(offset="clip_mean", limit_margin=None),
+    episode=EpisodeSpec(lift_feet=True),
     actuation=Actuation(time_step=1 / 240, substeps=8, servo="implicit"),
     physics=PhysicsSpec(collide="all"),
 )

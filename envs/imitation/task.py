@@ -32,6 +32,7 @@ from rlgym.envs.imitation.arrays import Array, choose_rows, constant, namespace
 from rlgym.envs.imitation.clips import ClipSet, Ref
 from rlgym.envs.imitation.episode import Episodes, Rows
 from rlgym.envs.imitation.joints import to_angles, to_positions
+from rlgym.envs.imitation.kinematics import sole_heights
 from rlgym.envs.imitation.observation import (
     observation_size,
     observe,
@@ -123,7 +124,7 @@ class ImitationTask:
         self.num_envs = engine.num_worlds
         self.control_dt = engine.actuation.control_dt
         self.state: State | None = None
-        """Of the robots, after the last reset or step."""
+        """Of the robots, after the last reset or step and the resets within it."""
         self.ref: Ref | None = None
         """What they should be doing then."""
         like = clips.duration
@@ -137,8 +138,9 @@ class ImitationTask:
         self._previous = self._default
         self._memory = start_filter(to_angles(robot, self._default))
         self._idle = xp.zeros((count, robot.nv), like)
-        self._standing = self._read_standing()
-        self._history = start_history(self._standing, spec.observation)
+        self._standing = self._stand()
+        reading = read(self._standing, self._idle, spec.observation, robot)
+        self._history = start_history(reading, spec.observation)
         self._first = _First(
             *(xp.zeros((count, size), like) for size in (3, 4, 3, 3, robot.nq, robot.nv))
         )
@@ -277,21 +279,24 @@ class ImitationTask:
         seed, counter = episodes.seed, episodes.counter()
         drawn = randomize.draw(spec.randomize, seed, counter, self.robot.nv)
         everyone = self.engine.reset(rows.mask, *self._first, drawn)
-        state = self._noisy(_rows(everyone, rows), rows.take(seed), rows.take(counter))
-        self._previous = choose_rows(rows.mask, everyone.sensed.q, self._previous)
+        sensed = everyone.sensed
+        if spec.observation.history_start == "default":
+            sensed = self._standing
+        state = _rows(replace(everyone, sensed=sensed), rows)
+        state = self._noisy(state, rows.take(seed), rows.take(counter))
+        self._previous = choose_rows(rows.mask, sensed.q, self._previous)
         if spec.action.cutoff is not None:
-            angles = to_angles(self.robot, everyone.sensed.q)
+            angles = to_angles(self.robot, sensed.q)
             self._memory = reset_filter(self._memory, rows.mask, angles)
-        if spec.observation.history_start == "state":
-            reading = read(state.sensed, rows.take(self._idle), spec.observation, self.robot)
-        else:
-            reading = rows.take(self._standing)
+        reading = read(state.sensed, rows.take(self._idle), spec.observation, self.robot)
         rows.put(self._history, start_history(reading, spec.observation))
         new, new_critic = self._observe(state, ref, rows)
         self.state = everyone
         if obs is None:
             self.ref = ref
             return new, new_critic
+        for field in dataclasses.fields(ref):
+            rows.put(getattr(self.ref, field.name), getattr(ref, field.name))
         obs, critic = _renewed(rows, obs, new), _renewed(rows, critic, new_critic)
         return obs, critic
 
@@ -299,6 +304,8 @@ class ImitationTask:
         """States (n, ...) that episodes begin with: the reference's, lifted, some disturbed."""
         spec, robot = self.spec.episode, self.robot
         lift = constant((0.0, 0.0, spec.lift), ref.root_pos)
+        if spec.lift_feet:
+            lift = lift + self._out_of_ground(rows, ref)
         first = _First(
             *(ref.root_pos + lift, ref.root_quat, ref.root_linvel, ref.root_angvel, ref.q, ref.qd)
         )
@@ -324,13 +331,20 @@ class ImitationTask:
             ref.qd + spec.perturb_rate * rates,
         )
 
-    def _read_standing(self) -> Array:
-        """Readings (B, W) of robots that stand still in their default pose."""
+    def _out_of_ground(self, rows: Rows, ref: Ref) -> Array:
+        """The way up, (n, 3), that brings feet to the ground which the reference has in it."""
+        heights = sole_heights(self.robot, ref.root_pos, ref.root_quat, ref.q)
+        ground = rows.take(self.episodes.offset)[:, 2]
+        xp = namespace(heights)
+        deep = xp.maximum(ground - xp.min(heights, axis=-1), 0.0)
+        return deep[:, None] * constant((0.0, 0.0, 1.0), heights)
+
+    def _stand(self) -> Sensed:
+        """What the sensors of robots read that stand still in their default pose."""
         xp = namespace(self._default)
         quat = xp.zeros((self.num_envs, 4), self._default)
         quat[:, 3] = 1.0
-        still = Sensed(quat, quat[:, :3] * 0.0, self._default, self._idle)
-        return read(still, self._idle, self.spec.observation, self.robot)
+        return Sensed(quat, quat[:, :3] * 0.0, self._default, self._idle)
 
     def _noisy(self, state: State, seed: Array, counter: Array) -> State:
         sensed = randomize.noisy(self.spec.randomize, seed, counter, state.sensed)

@@ -49,7 +49,8 @@ class BulletEngine:
         num_worlds: worlds.
         num_workers: processes that step them; 0: this one; None: one per usable core (less one for
             this process where there are at least four), or this one for a single world.
-        collide, gravity, friction, merge, inertia, iterations, contact_distance: see `Build`.
+        collide, gravity, friction, merge, inertia, iterations, contact_distance, ground_friction,
+            stood_before: see `Build`.
         terrain: name or `Terrain`.
         timeout: seconds to wait for a step or a reset before a worker counts as frozen.
         max_restarts: replaced workers before the engine gives up.
@@ -76,6 +77,8 @@ class BulletEngine:
         inertia: Literal["file", "shapes"] = "file",
         iterations: int = 50,
         contact_distance: float = 0.001,
+        ground_friction: float = 1.0,
+        stood_before: bool = False,
         timeout: float = 60.0,
         max_restarts: int = 10,
     ) -> None:
@@ -90,6 +93,8 @@ class BulletEngine:
             gravity=gravity,
             contact_distance=contact_distance,
             friction=friction,
+            ground_friction=ground_friction,
+            stood_before=stood_before,
             spacing=self.terrain.spacing,
         )
         self.model = inspect(robot, self.build)

@@ -44,6 +44,10 @@ class Build:
     """A link this near to the ground touches it, m; Bullet itself reports contacts up to .02."""
     friction: float | None = None
     """Lateral friction coefficient between feet and ground; None: the robot's."""
+    ground_friction: float = 1.0
+    """The ground's own; Bullet multiplies the two."""
+    stood_before: bool = False
+    """The robot stood in its default pose until a reset, for readings that are older than it."""
     spacing: float = 0.1
     """m between the points of a height field."""
 

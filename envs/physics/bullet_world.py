@@ -119,7 +119,8 @@ class BulletWorld:
             )
             height = 0.5 * float(heights.min() + heights.max())  # Bullet centres it
         ground = p.createMultiBody(0.0, shape, -1, [0.0, 0.0, height], physicsClientId=client)
-        p.changeDynamics(ground, -1, lateralFriction=1.0, physicsClientId=client)
+        friction = self.build.ground_friction
+        p.changeDynamics(ground, -1, lateralFriction=friction, physicsClientId=client)
         return ground
 
     def close(self) -> None:
@@ -145,6 +146,9 @@ class BulletWorld:
         self._put_joints(values["q"], values["qd"])
         p.performCollisionDetection(client)
         self._trail = [(values["q"], values["qd"])]
+        if self.build.stood_before:
+            stance = self._home[self._reset["q"]].tolist()
+            self._trail.insert(0, (stance, [0.0] * self.robot.nv))
         self._pose = self._read_pose()
         self._write(out, [0.0] * self.robot.nv, 0.0)
 
