@@ -17,6 +17,7 @@ from rlgym.envs.imitation.kinematics import (
     centre_of_mass_velocity,
     foot_positions,
     shank_positions,
+    shanks_known,
 )
 from rlgym.envs.imitation.rotations import (
     angle_between,
@@ -141,7 +142,7 @@ def _end_effectors(body: State | Ref, spec: RewardSpec, robot: Robot, age: float
         root_pos, q = root_pos - age * body.root_linvel, q - age * body.qd
         root_quat = multiply(from_rotation_vector(-age * body.root_angvel), root_quat)
         points = foot_positions(robot, root_pos, root_quat, q)
-    if not spec.end_effector_shanks:
+    if not (spec.end_effector_shanks and shanks_known(robot)):
         return points
     shanks = shank_positions(robot, root_pos, root_quat, q)
     return namespace(q).concatenate((points, shanks), axis=1)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 from rlgym.envs.imitation.arrays import Array, namespace
 from rlgym.envs.imitation.clips import Ref
-from rlgym.envs.imitation.kinematics import knee_heights
+from rlgym.envs.imitation.kinematics import knee_heights, leg_length
 from rlgym.envs.imitation.rotations import angle_between
 from rlgym.envs.imitation.spec import TerminationSpec
 from rlgym.envs.physics.engine import State
@@ -53,12 +52,12 @@ def terminate(
         held.append(
             (
                 "knee_height",
-                _above(xp.min(heights, axis=-1), ground) < _length(robot, spec.knee_height),
+                _above(xp.min(heights, axis=-1), ground) < spec.knee_height * leg_length(robot),
             )
         )
     if spec.trunk_height is not None:
         height = _above(state.root_pos[:, 2], ground)
-        held.append(("trunk_height", height < _length(robot, spec.trunk_height)))
+        held.append(("trunk_height", height < spec.trunk_height * leg_length(robot)))
     if spec.tilt is not None:
         x, y = state.root_quat[:, 0], state.root_quat[:, 1]
         held.append(("tilt", 1 - 2 * (x * x + y * y) < math.cos(spec.tilt)))
@@ -80,10 +79,3 @@ def terminate(
 
 def _above(height: Array, ground: Array | None) -> Array:
     return height if ground is None else height - ground
-
-
-@functools.lru_cache(maxsize=64)
-def _length(robot: Robot, fraction: float) -> float:
-    """Return a fraction of the stretched leg's length, m."""
-    leg = robot.legs[0]
-    return fraction * (leg.thigh + leg.shank)
