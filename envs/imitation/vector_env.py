@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from rlgym.envs.imitation.build import Clips, build_task
+from rlgym.envs.imitation.picture import Picture, check_mode
 from rlgym.envs.imitation.reward import TERMS
 from rlgym.envs.imitation.spec import Spec
 from rlgym.envs.imitation.task import ImitationTask, StepResult
@@ -94,7 +95,7 @@ class ImitationVectorEnv(VectorEnv):
 
     Args:
         task: the batch; closed with the env.
-        render_mode: "rgb_array", to render slots.
+        render_mode: "rgb_array" to render slots, "human" to show slot 0 in a window.
         crash_dir: folder for reports; None: "rlgym-crashes" in the folder for temporary files.
         kwargs: see `VectorEnv`.
     """
@@ -107,6 +108,7 @@ class ImitationVectorEnv(VectorEnv):
         crash_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
+        check_mode(render_mode)
         traits = WorldTraits(
             observation_space=task.observation_space,
             action_space=task.action_space,
@@ -124,7 +126,7 @@ class ImitationVectorEnv(VectorEnv):
         self._engine_mark: dict[str, np.ndarray] = {}
         self._task_mark: dict[str, np.ndarray] = {}
         self._exact = "snapshot" in task.engine.capabilities
-        self._view: Any = None
+        self._picture = Picture(task)
         self.cause = np.zeros(task.num_envs, np.int8)
         """(num_envs,) index into `termination.CAUSES`; counts where the last step terminated."""
 
@@ -133,6 +135,7 @@ class ImitationVectorEnv(VectorEnv):
         given = np.array([seed is not None for seed in seeds])
         self.task.seed(given, np.array([seed or 0 for seed in seeds], np.int64))
         self._write_obs(self.arrays.obs, *self.task.reset())
+        self._show()
 
     def _send(self, group: int) -> None:
         pass  # the actions are in place; the worlds step when they are asked for
@@ -153,6 +156,7 @@ class ImitationVectorEnv(VectorEnv):
             arrays.extras[:, column] = values
         if lost.size:
             self._lose(lost, last, result)
+        self._show()
 
     def _write_obs(self, target: Any, policy: np.ndarray, privileged: np.ndarray | None) -> None:
         if privileged is None:
@@ -183,6 +187,14 @@ class ImitationVectorEnv(VectorEnv):
             print(
                 f"rlgym: {what}; its episode ends as truncated; report: {report}", file=sys.stderr
             )
+
+    def render_slot(self, row: int) -> Any:
+        """Frame (H, W, 3) uint8 of a slot, the reference as a ghost; None without "rgb_array"."""
+        return self._picture.frame(row) if self.render_mode == "rgb_array" else None
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            self._picture.show(0)
 
     # ------------------------------------------------------------------ saving
     def _mark(self) -> None:
@@ -244,6 +256,7 @@ class ImitationVectorEnv(VectorEnv):
         return sequence.generate_state(self.num_envs).astype(np.int64)
 
     def _close(self) -> None:
+        self._picture.close()
         self.task.close()
 
 
