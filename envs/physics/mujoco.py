@@ -1,8 +1,9 @@
 """MuJoCo on the CPU: a batch of worlds stepped by `mujoco.rollout`'s own threads.
 
 A control step is one call into C for the whole batch. The state is ours (one row of MuJoCo's
-physics state per world), so a reset overwrites a row and a snapshot is a copy. MuJoCo's warm start
-is left out: a world's future depends on its state alone, bit for bit, whichever thread steps it.
+physics state per world), so a reset overwrites a row and a snapshot is a copy. The solver does not
+start from an earlier solution: a world's future depends on its state alone, bit for bit, whichever
+thread steps it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from mujoco.rollout import Rollout
 
 from rlgym.envs.imitation.kinematics import foot_positions
-from rlgym.envs.imitation.rotations import normalize, rotate, rotate_inverse
+from rlgym.envs.imitation.rotations import normalize, rotate, rotate_inverse, rotation_vector
 from rlgym.envs.physics.engine import Actuation, Randomization, Sensed, State
 from rlgym.envs.physics.mujoco_model import compile_model
 from rlgym.envs.physics.robots import Robot
@@ -198,18 +199,18 @@ class MujocoEngine:
         return self.state
 
     def snapshot(self) -> dict[str, Any]:
-        arrays = {name: array.copy() for name, array in self._memory().items()}
-        return {"arrays": arrays, "random": {k: v.copy() for k, v in self._random.items()}}
+        random = {f"random.{name}": array for name, array in self._random.items()}
+        return {name: array.copy() for name, array in (self._memory() | random).items()}
 
     def restore(self, snapshot: dict[str, Any]) -> State:
-        if "earlier" in snapshot["arrays"]:
+        if "earlier" in snapshot:
             self._remember()
         memory = self._memory()
-        for name, array in snapshot["arrays"].items():
-            memory[name][:] = array
-        rows = np.arange(self.num_worlds)
-        if snapshot["random"]:
-            self._randomize(rows, Randomization(**snapshot["random"]))
+        for name, array in memory.items():
+            array[:] = snapshot[name]
+        random = {name[7:]: a for name, a in snapshot.items() if name.startswith("random.")}
+        if random:
+            self._randomize(np.arange(self.num_worlds), Randomization(**random))
         self._read(slice(None))
         return self.state
 
@@ -249,8 +250,6 @@ class MujocoEngine:
     def _servo_target(self, target: np.ndarray) -> np.ndarray:
         if not self.robot.spherical:
             return target
-        from rlgym.envs.imitation.rotations import rotation_vector
-
         parts, at = [], 0
         for spherical in self.robot.spherical:
             if spherical:

@@ -41,9 +41,9 @@ class Terrain:
         if self.is_flat:
             return np.zeros(xy.shape[:-1])
         rows, columns = self.heights.shape
-        x = np.clip(xy[..., 0] / self.spacing + 0.5 * (columns - 1), 0.0, columns - 1.000001)
-        y = np.clip(xy[..., 1] / self.spacing + 0.5 * (rows - 1), 0.0, rows - 1.000001)
-        i, j = y.astype(int), x.astype(int)
+        x = np.clip(xy[..., 0] / self.spacing + 0.5 * (columns - 1), 0.0, columns - 1.0)
+        y = np.clip(xy[..., 1] / self.spacing + 0.5 * (rows - 1), 0.0, rows - 1.0)
+        i, j = np.minimum(y.astype(int), rows - 2), np.minimum(x.astype(int), columns - 2)
         v, u = y - i, x - j
         h = self.heights
         low = (1 - u) * h[i, j] + u * h[i, j + 1]
