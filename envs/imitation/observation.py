@@ -46,7 +46,7 @@ def read(sensed: Sensed, last_action: Array, spec: ObservationSpec, robot: Robot
         ConfigError: the spec has an unknown term.
     """
     xp = namespace(sensed.q)
-    parts: list[Array] = []
+    parts: list[Array] = [sensed.q[:, :0]]  # a spec may be content with targets
     for term in sensed_terms(spec):
         if term == "imu":
             roll, pitch, _ = to_rpy(sensed.root_quat)
