@@ -64,7 +64,7 @@ def load_clip(source: Source, robot: Robot | str, fps: float = 30.0) -> Clip:
                 f"a clip as a mapping needs the key 'gait' or 'file', got {short(settings)}"
             )
         return generate(robot, str(settings.pop("gait")), settings)
-    clip = source if isinstance(source, Clip) else _find(os.fspath(source), robot, fps)
+    clip = source if isinstance(source, Clip) else find_clip(os.fspath(source), robot, fps)
     if clip.robot != robot.name:
         clip = retarget(clip, get_robot(clip.robot), robot)
     return clip.check().for_robot(robot)
@@ -83,7 +83,12 @@ def bundled_clips() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.rglob("*.txt"))}
 
 
-def _find(name: str, robot: Robot, fps: float) -> Clip:
+def find_clip(name: str, robot: Robot, fps: float = 30.0) -> Clip:
+    """Return a clip by name or path, of whatever robot it is; gaits are made for `robot`.
+
+    Raises:
+        ClipError: there is no such clip, or it is damaged.
+    """
     gait, changes = parse_gait(name) if not os.path.exists(name) else ("", {})
     if gait in GAITS:
         return generate(robot, gait, changes)

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "rlgym.cli.import_",
         "turn a Stable-Baselines3 model into a run, running none of it",
     ),
+    "clip": ("rlgym.cli.clip", "show, convert, generate or retarget a reference motion"),
     "envs": ("rlgym.cli.envs", "list the worlds that can be trained, and what brings them"),
     "doctor": ("rlgym.cli.doctor", "check this machine, a world of your own, or a run"),
     "bench": ("rlgym.bench", "measure a promise of speed, learning or memory"),
