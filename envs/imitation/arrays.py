@@ -204,7 +204,7 @@ NUMPY = NumpyNamespace()
 TORCH = TorchNamespace()
 
 
-def namespace(x: Array) -> NumpyNamespace | TorchNamespace:
+def namespace(x: Array) -> Any:
     """Return the functions for arrays of the kind of `x`."""
     return TORCH if isinstance(x, torch.Tensor) else NUMPY
 

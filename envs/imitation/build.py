@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -117,5 +116,6 @@ def _spec(
 
 
 def _listed(clip: Clips) -> Sequence[Source]:
-    single = isinstance(clip, (str, os.PathLike, Mapping)) or not isinstance(clip, Sequence)
-    return [clip] if single else list(clip)
+    if isinstance(clip, Sequence) and not isinstance(clip, str):
+        return clip
+    return [cast(Source, clip)]

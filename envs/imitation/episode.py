@@ -310,7 +310,8 @@ class Episodes:
         if not self._can_warm:
             return ref
         take, xp = rows.take if rows else _same, namespace(self.start)
-        early, clip = take(self.warm & (self.time() < 0.0))[:, None], take(self.clip)
+        early = take(self.warm & (self.time() < 0.0))[:, None]
+        clip = take(self.clip)
         pairs = zip((ref.root_pos, ref.root_quat, ref.q), self._warm_pose, strict=True)
         pos, quat, q = (xp.where(early, stand[clip], part) for part, stand in pairs)
         moving = xp.where(early, 0.0 * pos[:, :1], 0.0 * pos[:, :1] + 1.0)

@@ -357,7 +357,10 @@ class ImitationTask:
             return {}
         known = {"action": actions, "target": target, "previous_target": self._previous}
         known |= {"last_readings": self._history[:, 0]} | self.episodes.arrays()
-        return {row: {name: array[row] for name, array in known.items()} for row in rows.index}
+        return {
+            row: {name: array[row] for name, array in known.items()}
+            for row in np.flatnonzero(broken).tolist()
+        }
 
     # ------------------------------------------------------------------ saving
     def arrays(self) -> dict[str, Array]:
