@@ -27,8 +27,8 @@ SHADE = 0.62
 """Brightness of the ground in the shadow."""
 GHOST = (0.25, 0.55, 1.0)
 """Colour of the reference."""
-GHOST_OPACITY = 0.45
-LIGHT = np.array([0.35, -0.45, 1.0]) / np.linalg.norm([0.35, -0.45, 1.0])
+GHOST_OPACITY = 0.5
+LIGHT = np.array([0.1, -0.6, 1.0]) / np.linalg.norm([0.1, -0.6, 1.0])
 """Direction to the light."""
 NEAR, FAR = 0.1, 60.0
 """m from the camera between which things are seen."""
@@ -211,7 +211,8 @@ class View:
                 self.width, self.height, view, self._projection
             )
             mask &= ~owned | (behind < depth)
-            picture[mask] += GHOST_OPACITY * (second[mask] - picture[mask])
+            colour = 0.5 * second[mask] + 127.5 * np.array(GHOST)  # blue, whatever its textures
+            picture[mask] += GHOST_OPACITY * (colour - picture[mask])
         return picture.astype(np.uint8)
 
     def _ground(self, view: np.ndarray, target: np.ndarray) -> np.ndarray:
