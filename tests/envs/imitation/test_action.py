@@ -33,7 +33,7 @@ FREE = ActionSpec(scale=1.0, limit_margin=None)
 
 @pytest.mark.parametrize(("cutoff", "rate"), [(4.0, 1 / 0.033), (8.0, 50.0), (0.5, 1000.0)])
 def test_coefficients_are_scipys(cutoff: float, rate: float) -> None:
-    b, a = signal.butter(2, cutoff, fs=rate)
+    b, a = np.array(signal.butter(2, cutoff, fs=rate))
     found = butterworth(cutoff, rate)
     np.testing.assert_allclose([found.b0, 2 * found.b0, found.b0], b, rtol=1e-9)
     np.testing.assert_allclose([1.0, found.a1, found.a2], a, rtol=1e-9)
@@ -43,7 +43,7 @@ def test_filtering_is_scipys_from_the_measured_angles_on() -> None:
     draw = np.random.default_rng(0)
     actions = draw.normal(size=(40, 3, 12))
     start = draw.normal(size=(3, 12))
-    b, a = signal.butter(2, 4.0, fs=1 / DT)
+    b, a = np.array(signal.butter(2, 4.0, fs=1 / DT))
     # scipy's state after it has been fed `start` for ever
     zi = signal.lfilter_zi(b, a)[:, None, None] * start
     expected, _ = signal.lfilter(b, a, POSE + actions, axis=0, zi=zi)
@@ -112,7 +112,7 @@ def test_the_reference_specification_adds_the_pose_and_filters_without_limits() 
     action = np.full((1, 12), 6.0)
     np.testing.assert_allclose(commanded_angles(action, spec, laikago, pose), pose + 6.0)
     target, _ = act(start_filter(pose), action, spec, laikago, pose, DT)
-    b, _ = signal.butter(2, 4.0, fs=1 / DT)
+    b, _ = np.array(signal.butter(2, 4.0, fs=1 / DT))
     np.testing.assert_allclose(target, pose + b[0] * 6.0)
 
 
