@@ -51,11 +51,12 @@ def check_ranges(spec: RandomizeSpec, engine: Any, spherical: bool) -> None:
         )
     if spec.noise_angle and spherical:
         raise ConfigError("randomize.noise_angle is for hinges: set it to 0 for this robot")
-    limit = engine.actuation.control_dt
+    actuation = engine.actuation
+    limit = 2.0 * actuation.control_dt - actuation.time_step
     if spec.latency and spec.latency[1] > limit:
         raise ConfigError(
-            f"randomize.latency goes up to {spec.latency[1]} s, longer than a control step: use at "
-            f"most {limit:.4g}"
+            f"randomize.latency goes up to {spec.latency[1]} s, which is longer than engines "
+            f"remember: use at most {limit:.4g}"
         )
 
 

@@ -114,7 +114,7 @@ class Randomization:
     coulomb: Array | None = None
     """(B, nv) constant joint friction, N m."""
     latency: Array | None = None
-    """(B,) sensor latency, s; at most one control step."""
+    """(B,) sensor latency, s; at most two control steps less one physics step."""
 
 
 class Engine(Protocol):
