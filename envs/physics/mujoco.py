@@ -13,14 +13,13 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-import mujoco
 import numpy as np
 from mujoco.rollout import Rollout
 
 from rlgym.envs.imitation.kinematics import foot_positions
 from rlgym.envs.imitation.rotations import normalize, rotate, rotate_inverse, rotation_vector
 from rlgym.envs.physics.engine import Actuation, Randomization, Sensed, State
-from rlgym.envs.physics.mujoco_model import compile_model
+from rlgym.envs.physics.mujoco_model import compile_model, mujoco
 from rlgym.envs.physics.robots import Robot
 from rlgym.envs.physics.terrain import Terrain, make_terrain
 from rlgym.errors import StateError
@@ -226,6 +225,7 @@ class MujocoEngine:
         state = self.state
         arrays = {"now": self._now, "latency": self._latency, "torque": state.torque}
         arrays |= {"power": state.power, "illegal_contact": state.illegal_contact}
+        arrays |= {"broken": state.broken}
         if self._earlier is not None:
             arrays |= {"states": self._states, "earlier": self._earlier}
         return arrays
@@ -361,7 +361,7 @@ class MujocoEngine:
         for row in rows:
             self._apply(self._models[row], {name: value[row] for name, value in fields.items()})
 
-    def _apply(self, model: mujoco.MjModel, values: dict[str, Any]) -> None:
+    def _apply(self, model: Any, values: dict[str, Any]) -> None:
         """Write one world's values into its model."""
         base = self._model
         if "mass" in values or "inertia" in values:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import mujoco
+import mujoco as untyped_mujoco
 import numpy as np
 
 from rlgym.envs.physics.engine import Actuation
@@ -26,6 +26,11 @@ from rlgym.envs.physics.urdf import (
 )
 from rlgym.errors import WorldError
 
+mujoco: Any = untyped_mujoco
+"""Its names are made in C, where no type checker sees them."""
+Spec = Any
+"""A `mujoco.MjSpec`."""
+
 ROOT = "rlgym root"
 """The link of the canonical base frame, into which the robot's own base is welded."""
 FLOOR = "floor"
@@ -35,7 +40,8 @@ FLOOR = "floor"
 class Compiled:
     """A compiled model and where the robot's things are in it."""
 
-    model: mujoco.MjModel
+    model: Any
+    """`mujoco.MjModel`."""
     q_index: np.ndarray
     """(nq,) of each of our joint positions in `qpos`; a spherical joint's in the order xyzw."""
     v_index: np.ndarray
@@ -94,7 +100,7 @@ def compile_model(
     return Compiled(model, q_index, v_index, feet, allowed)
 
 
-def _load(robot: Robot) -> mujoco.MjSpec:
+def _load(robot: Robot) -> Spec:
     """Read the file into a spec whose base hangs on a free joint in the canonical frame."""
     if read_xml(robot)[1].tag != "robot":
         return _load_mjcf(robot)
@@ -133,7 +139,7 @@ def _load(robot: Robot) -> mujoco.MjSpec:
     return spec
 
 
-def _load_mjcf(robot: Robot) -> mujoco.MjSpec:
+def _load_mjcf(robot: Robot) -> Spec:
     """Read an MJCF: its robot only, without its ground, motors and sensors."""
     if robot.base_rotation != (0.0, 0.0, 0.0, 1.0) or any(robot.base_origin):
         raise WorldError(f"robot '{robot.name}': an MJCF's base must be x forward, z up already")
@@ -196,7 +202,7 @@ def _bullet_inertia(robot: Robot) -> list[tuple[str, float, tuple, tuple, tuple]
         pybullet.disconnect(client)
 
 
-def _prepare_joints(spec: mujoco.MjSpec, robot: Robot) -> None:
+def _prepare_joints(spec: Spec, robot: Robot) -> None:
     """Give the joints our sign, zero and limits, and take the file's friction from them."""
     limits = zip(robot.lower, robot.upper, robot.sign, robot.offset, strict=True)
     for name, spherical, (lower, upper, sign, offset) in zip(
@@ -219,7 +225,7 @@ def _prepare_joints(spec: mujoco.MjSpec, robot: Robot) -> None:
         joint.actfrclimited = mujoco.mjtLimited.mjLIMITED_FALSE
 
 
-def _prepare_geoms(spec: mujoco.MjSpec, robot: Robot, collide: str, friction: float) -> set[str]:
+def _prepare_geoms(spec: Spec, robot: Robot, collide: str, friction: float) -> set[str]:
     """Let the links touch the ground that shall, and nothing else; return the feet's geoms."""
     feet = {foot.link for foot in robot.feet}
     names: set[str] = set()
@@ -238,7 +244,7 @@ def _prepare_geoms(spec: mujoco.MjSpec, robot: Robot, collide: str, friction: fl
     return names
 
 
-def _add_ground(spec: mujoco.MjSpec, terrain: Terrain) -> None:
+def _add_ground(spec: Spec, terrain: Terrain) -> None:
     if terrain.is_flat:
         spec.worldbody.add_geom(name=FLOOR, type=mujoco.mjtGeom.mjGEOM_PLANE, size=(0.0, 0.0, 0.05))
         return
@@ -260,7 +266,7 @@ def _add_ground(spec: mujoco.MjSpec, terrain: Terrain) -> None:
     )
 
 
-def _add_servos(spec: mujoco.MjSpec, robot: Robot, actuation: Actuation) -> None:
+def _add_servos(spec: Spec, robot: Robot, actuation: Actuation) -> None:
     """Add a position servo and a torque sensor per degree of freedom, in our order.
 
     With `target_clip`, a servo is two actuators: one of bounded position error, one of damping;
@@ -309,7 +315,7 @@ def _add_servos(spec: mujoco.MjSpec, robot: Robot, actuation: Actuation) -> None
                 joint.actfrcrange = (-robot.torque_limit[i], robot.torque_limit[i])
 
 
-def _add_contact_sensors(spec: mujoco.MjSpec, robot: Robot) -> int:
+def _add_contact_sensors(spec: Spec, robot: Robot) -> int:
     """Count contacts with the ground: of the whole robot, then of each geom that may touch it."""
     may_touch = {*(foot.link for foot in robot.feet), *robot.may_touch}
     wanted = [(mujoco.mjtObj.mjOBJ_XBODY, spec.worldbody.bodies[0].name)]
@@ -329,7 +335,7 @@ def _add_contact_sensors(spec: mujoco.MjSpec, robot: Robot) -> int:
     return len(wanted)
 
 
-def _compile(spec: mujoco.MjSpec, robot: Robot) -> mujoco.MjModel:
+def _compile(spec: Spec, robot: Robot) -> Any:
     try:
         return spec.compile()
     except ValueError as error:
@@ -342,7 +348,7 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _indices(model: mujoco.MjModel, robot: Robot) -> tuple[np.ndarray, np.ndarray]:
+def _indices(model: Any, robot: Robot) -> tuple[np.ndarray, np.ndarray]:
     """Return where our joint positions and velocities are in `qpos` and `qvel`."""
     q, v = [], []
     for name, spherical in zip(robot.joints, robot.is_spherical, strict=True):
