@@ -36,7 +36,7 @@ def foot_positions(robot: Robot, root_pos: Array, root_quat: Array, q: Array) ->
 def feet_in_base(robot: Robot, q: Array) -> Array:
     """Return where the feet are in the base's frame, (B, feet, 3) m, for `q` (B, nq)."""
     if len(robot.legs) == len(robot.feet):
-        return _leg_points(robot, q)[1]
+        return _leg_ends(robot, q)
     tree, frames = _tree(robot), joint_frames(robot, q)
     on = indices(tree.foot_parent, q)
     return frames.pos[:, on] + rotate(frames.quat[:, on], constant(tree.foot_pos, q))
@@ -61,7 +61,7 @@ def sole_heights(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> A
 
 def knee_heights(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> Array:
     """Return the heights of a quadruped's knees, (B, 4) m; arguments as for `foot_positions`."""
-    knees = _leg_points(robot, q)[0]
+    knees = _knees(robot, q)
     x, y, z, w = (root_quat[:, i, None] for i in range(4))
     # the product with the last row of the rotation's matrix
     height = 2 * (x * z - w * y) * knees[..., 0] + 2 * (y * z + w * x) * knees[..., 1]
@@ -75,7 +75,7 @@ def shanks_known(robot: Robot) -> bool:
 
 def shank_positions(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> Array:
     """Return where the centres of mass of a quadruped's shanks are in the world, (B, 4, 3) m."""
-    in_base = _leg_points(robot, q, to_centre=True)[1]
+    in_base = _leg_ends(robot, q, to_centre=True)
     return root_pos[:, None] + rotate(root_quat[:, None], in_base)
 
 
@@ -94,26 +94,34 @@ def _legless(robot: Robot) -> WorldError:
     return WorldError(f"robot '{robot.name}' has no legs: give `legs` in the robot's entry")
 
 
-def _leg_points(robot: Robot, q: Array, to_centre: bool = False) -> tuple[Array, Array]:
-    """Return knees, and feet or the shanks' centres of mass, in the base's frame, (B, legs, 3)."""
+def _leg_ends(robot: Robot, q: Array, to_centre: bool = False) -> Array:
+    """Return feet, or the shanks' centres of mass, in the base's frame, (B, legs, 3)."""
     xp = namespace(q)
     leg = _legs(robot, to_centre)
-    hip = constant(leg.hip, q)
-    side = constant(leg.abduction, q)
-    thigh, shank = constant(leg.thigh, q), constant(leg.shank, q)
     angles = q.reshape(q.shape[0], -1, 3) + constant(leg.zero, q)
     # all sines and cosines in two calls: abduction, hip, and the shank's angle to the vertical
     angles = xp.stack((angles[..., 0], angles[..., 1], angles[..., 1] + angles[..., 2]), axis=0)
     sin, cos = xp.sin(angles), xp.cos(angles)
-    knee_x, knee_z = -thigh * sin[1], -thigh * cos[1]
-    foot_x, foot_z = knee_x - shank * sin[2], knee_z - shank * cos[2]
+    thigh, shank = constant(leg.thigh, q), constant(leg.shank, q)
+    x, z = -thigh * sin[1] - shank * sin[2], -thigh * cos[1] - shank * cos[2]
+    return _out_of_plane(leg, sin[0], cos[0], x, z)
 
-    def place(x: Array, z: Array) -> Array:
-        # from the leg's plane, at `side` from the hip, about the abduction axis
-        y, z = side * cos[0] - z * sin[0], side * sin[0] + z * cos[0]
-        return xp.stack((x, y, z), axis=-1) + hip
 
-    return place(knee_x, knee_z), place(foot_x, foot_z)
+def _knees(robot: Robot, q: Array) -> Array:
+    """Return a quadruped's knees in the base's frame, (B, legs, 3)."""
+    xp = namespace(q)
+    leg = _legs(robot)
+    angles = q.reshape(q.shape[0], -1, 3)[..., :2] + constant(leg.zero, q)[:, :2]
+    sin, cos = xp.sin(angles), xp.cos(angles)
+    thigh = constant(leg.thigh, q)
+    return _out_of_plane(leg, sin[..., 0], cos[..., 0], -thigh * sin[..., 1], -thigh * cos[..., 1])
+
+
+def _out_of_plane(leg: _Legs, sin: Array, cos: Array, x: Array, z: Array) -> Array:
+    """Turn points (B, legs) of the legs' planes about the abduction axes, (B, legs, 3)."""
+    side = constant(leg.abduction, x)
+    y, z = side * cos - z * sin, side * sin + z * cos
+    return namespace(x).stack((x, y, z), axis=-1) + constant(leg.hip, x)
 
 
 def leg_angles(robot: Robot, foot_pos: Array) -> tuple[Array, Array]:
