@@ -72,7 +72,7 @@ class State:
     q: Array
     """(B, nq) joint positions: a hinge is one angle in radians, a spherical joint four (xyzw)."""
     qd: Array
-    """(B, nv) joint velocities, rad/s: a hinge one, a spherical joint three in its child's frame."""
+    """(B, nv) rad/s: a hinge one value, a spherical joint three in its child's frame."""
     foot_pos: Array
     """(B, feet, 3) m, world frame."""
     foot_contact: Array
