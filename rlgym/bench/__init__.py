@@ -28,6 +28,10 @@ BENCHES: dict[str, tuple[str, str]] = {
     "sac-pendulum": ("sac_pendulum", "seconds until SAC swings up Pendulum, against SB3's"),
     "imitate-trot": ("imitate_trot", "seconds until A1 trots like its clip, and in PyBullet"),
     "imitate-gaits": ("imitate_gaits", "the same for a pace, a bound and a recorded walk"),
+    "imitate-reference": (
+        "imitate_reference",
+        "returns of the original's published policies in our worlds",
+    ),
     "vector": ("vector", "what the worker processes cost per step, against raw and Gymnasium's"),
     "memory": ("memory", "growth of resident memory over a million steps"),
     "learning": ("learning", "returns of the shipped presets on all worlds, five seeds each"),
