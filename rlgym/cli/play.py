@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,12 +48,16 @@ def run(argv: list[str]) -> int:
 
     config = settings_of(wanted.target, wanted.policy, wanted.env, wanted.trust)
     shown = watch(wanted.target, config, wanted.policy, wanted.which, "human", wanted.seed)
+    due = time.perf_counter()
     try:
         for frame in shown:
+            # many worlds keep this pace themselves, and a batch of worlds does not
+            due = max(due + 1.0 / (frame.env.metadata.get("render_fps") or 30), time.perf_counter())
             if frame.returned is not None:
                 print(f"episode {frame.episode}: return {frame.returned:.2f}", flush=True)
             if wanted.episodes is not None and frame.episode >= wanted.episodes:
                 break
+            time.sleep(max(due - time.perf_counter(), 0.0))
     except KeyboardInterrupt:
         return 0
     finally:
