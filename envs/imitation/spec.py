@@ -223,6 +223,8 @@ class BulletSpec:
     """Of the constraint solver."""
     contact_distance: float = 0.001
     """A link this near to the ground touches it, m; Bullet itself reports contacts up to .02."""
+    cone_friction: bool = True
+    """Bound friction by a cone, not a pyramid: alike in all directions, and nearer to MuJoCo's."""
     ground_friction: float = 1.0
     """Of the ground; Bullet multiplies it with the feet's."""
     stood_before: bool = False
@@ -294,6 +296,7 @@ REFERENCE = Spec(
             inertia="shapes",
             iterations=9,
             contact_distance=0.1,  # whatever Bullet reports
+            cone_friction=False,
             ground_friction=0.9,
             stood_before=True,
         ),

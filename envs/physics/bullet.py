@@ -26,6 +26,7 @@ from rlgym.envs.physics.bullet_worker import Worlds, plan, to_document
 from rlgym.envs.physics.engine import Actuation, Randomization, Sensed, State
 from rlgym.envs.physics.robots import Robot
 from rlgym.envs.physics.terrain import Terrain, make_terrain
+from rlgym.envs.physics.urdf import complete
 from rlgym.errors import StateError
 from rlgym.vector.workers.link import default_workers
 
@@ -49,8 +50,8 @@ class BulletEngine:
         num_worlds: worlds.
         num_workers: processes that step them; 0: this one; None: one per usable core (less one for
             this process where there are at least four), or this one for a single world.
-        collide, gravity, friction, merge, inertia, iterations, contact_distance, ground_friction,
-            stood_before: see `Build`.
+        collide, gravity, friction, merge, inertia, iterations, contact_distance, cone_friction,
+            ground_friction, stood_before: see `Build`.
         terrain: name or `Terrain`.
         timeout: seconds to wait for a step or a reset before a worker counts as frozen.
         max_restarts: replaced workers before the engine gives up.
@@ -77,13 +78,15 @@ class BulletEngine:
         inertia: Literal["file", "shapes"] = "file",
         iterations: int = 50,
         contact_distance: float = 0.001,
+        cone_friction: bool = True,
         ground_friction: float = 1.0,
         stood_before: bool = False,
         timeout: float = 60.0,
         max_restarts: int = 10,
     ) -> None:
         """Build the worlds, each in the robot's default pose."""
-        self.robot, self.actuation, self.num_worlds = robot, actuation, num_worlds
+        self.robot = robot = complete(robot)
+        self.actuation, self.num_worlds = actuation, num_worlds
         self.terrain = make_terrain(terrain)
         self.build = Build(
             merge=merge,
@@ -93,6 +96,7 @@ class BulletEngine:
             gravity=gravity,
             contact_distance=contact_distance,
             friction=friction,
+            cone_friction=cone_friction,
             ground_friction=ground_friction,
             stood_before=stood_before,
             spacing=self.terrain.spacing,

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pybullet as p
-import pybullet_data
 
 from rlgym.envs.gymnasium.bullet import hush, without_noise
 from rlgym.envs.physics.engine import Actuation
 from rlgym.envs.physics.robots import Robot
+from rlgym.envs.physics.urdf import is_urdf, lacks_inertia, model_path, read_model
 from rlgym.errors import WorldError
-from rlgym.settings import suggest
 
 LONGEST_STEP = 0.001
 """Seconds. Torques of a PD servo that are held for longer make a robot of this size fall (at 2 ms)
@@ -44,6 +42,8 @@ class Build:
     """A link this near to the ground touches it, m; Bullet itself reports contacts up to .02."""
     friction: float | None = None
     """Lateral friction coefficient between feet and ground; None: the robot's."""
+    cone_friction: bool = True
+    """Bound friction by a cone, not a pyramid: alike in all directions, and nearer to MuJoCo's."""
     ground_friction: float = 1.0
     """The ground's own; Bullet multiplies the two."""
     stood_before: bool = False
@@ -91,25 +91,6 @@ def split(actuation: Actuation, robot: Robot) -> tuple[float, int]:
     return actuation.time_step / parts, actuation.substeps * parts
 
 
-def model_path(robot: Robot) -> Path:
-    """Return the URDF of a robot.
-
-    Raises:
-        WorldError: there is no such file, or it is not a URDF.
-    """
-    path = Path(robot.model)
-    if not path.is_absolute():
-        path = Path(pybullet_data.getDataPath()) / path
-    if path.suffix != ".urdf":
-        raise WorldError(
-            f"robot '{robot.name}': Bullet reads URDF, not {path.name}: give a URDF, or use "
-            'engine="mujoco"'
-        )
-    if not path.is_file():
-        raise WorldError(f"robot '{robot.name}': there is no file {path}: mend its `model`")
-    return path
-
-
 @dataclass(frozen=True)
 class Model:
     """What Bullet makes of a robot's file: its numbers of the robot's parts."""
@@ -144,24 +125,34 @@ def inspect(robot: Robot, build: Build) -> Model:
     Raises:
         WorldError: the file cannot be read, or lacks a joint or a link that the robot table names.
     """
+    if not is_urdf(robot):
+        raise WorldError(
+            f"robot '{robot.name}': Bullet reads URDF, which {robot.model} is not: give a URDF, or "
+            f'use engine="mujoco"'
+        )
+    file_has_inertia = build.inertia == "file" and not lacks_inertia(read_model(robot))
+    plain = p.URDF_IGNORE_VISUAL_SHAPES
+    # where it scales, Bullet merges centres of mass wrongly
+    merge = build.merge and robot.scale == 1.0
+    flags = plain | (p.URDF_MERGE_FIXED_LINKS if merge else 0)
     client = connect()
     try:
-        flags = p.URDF_IGNORE_VISUAL_SHAPES | (p.URDF_MERGE_FIXED_LINKS if build.merge else 0)
-        whole = load(robot, p.URDF_IGNORE_VISUAL_SHAPES, client)
-        body = load(robot, flags, client) if build.merge else whole
+        whole = load(robot, plain | p.URDF_IGNORE_COLLISION_SHAPES, client)
+        body = load(robot, flags, client)
         masses, inertias = _inertias(body, client)
-        if build.inertia == "file" and robot.scale == 1.0:  # else it is of other lengths
-            in_file = load(robot, flags | p.URDF_USE_INERTIA_FROM_FILE, client)
-            found = _inertias(in_file, client)[1]
-            if min(found[0]) > 0.0:  # else the file has none
-                flags, body = flags | p.URDF_USE_INERTIA_FROM_FILE, in_file
-                inertias = tuple(
-                    own if min(own) > 0.0 else shape
-                    for own, shape in zip(found, inertias, strict=True)
-                )
-        return _describe(
-            robot, _Names(whole, client), _Names(body, client), flags, masses, inertias
+        if file_has_inertia:
+            flags |= p.URDF_USE_INERTIA_FROM_FILE
+            body = load(robot, flags | p.URDF_IGNORE_COLLISION_SHAPES, client)
+            inertias = tuple(  # Bullet refuses some, for which it then has zeros
+                own if min(own) > 0.0 else shape
+                for own, shape in zip(_inertias(body, client)[1], inertias, strict=True)
+            )
+        built = _Names(body, client)
+        inertias = tuple(
+            own if link in built.fixed else tuple(x + robot.added_inertia for x in own)
+            for link, own in enumerate(inertias, start=-1)
         )
+        return _describe(robot, _Names(whole, client), built, flags, masses, inertias)
     finally:
         p.disconnect(client)
 
@@ -258,16 +249,6 @@ def _describe(
     inertias: tuple[tuple[float, ...], ...],
 ) -> Model:
     """Look up the robot table's names in a body and in the one with all links apart."""
-    for kind, names, known in (
-        ("joint", robot.joints, whole.joints),
-        ("link", (robot.base, *(foot.link for foot in robot.feet), *robot.may_touch), whole.links),
-    ):
-        for name in names:
-            if name not in known:
-                raise WorldError(
-                    f"robot '{robot.name}': {model_path(robot).name} has no {kind} '{name}': "
-                    f"{suggest(name, known)}"
-                )
     homes = [whole.home(foot.link, built) for foot in robot.feet]
     feet = tuple(home for home, _, _ in homes)
     points = [

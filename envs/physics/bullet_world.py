@@ -89,7 +89,7 @@ class BulletWorld:
         p.setPhysicsEngineParameter(
             fixedTimeStep=self._time_step,
             numSolverIterations=build.iterations,
-            enableConeFriction=0,
+            enableConeFriction=int(build.cone_friction),
             deterministicOverlappingPairs=1,
             physicsClientId=client,
         )
@@ -221,6 +221,9 @@ class BulletWorld:
             row: fields of `step_fields`.
             out: row for the fields of `state_fields`.
         """
+        if not np.isfinite(row).all():
+            self._blow_up(out)
+            return
         fields, body, client = self._step, self._body, self._client
         goals = self._goals(row[fields["previous"]], row[fields["target"]])
         push = row[fields["push"]]
@@ -234,9 +237,13 @@ class BulletWorld:
         out[self._sensed] = self._delayed(poses, end)
         del self._trail[: -self._steps - 2]
         if not np.abs(out).max() < LARGEST or self._is_absurd():
-            self._rebuild()
-            self.reset(self._home, out)
-            out[self._state["broken"]] = 1.0
+            self._blow_up(out)
+
+    def _blow_up(self, out: np.ndarray) -> None:
+        """Begin anew at home, and say so."""
+        self._rebuild()
+        self.reset(self._home, out)
+        out[self._state["broken"]] = 1.0
 
     def _simulate(self, goals: list[list[float]], end: int) -> tuple[list[float], float, Any]:
         """Advance by a control step, adding the joints' states to the trail.
