@@ -145,7 +145,7 @@ class Episodes:
         """(B,) the clip's time now, s."""
         steps = self.step
         if self.spec.hold_first_step:
-            steps = steps - namespace(self.seed).to_bool(steps)
+            steps = namespace(steps).maximum(steps - 1, 0)
         return self.start + self.control_dt * steps
 
     def begin(self, rows: Rows) -> None:
