@@ -5,6 +5,7 @@
     load_clip({"gait": "trot", "speed": 0.8}, robot)
     load_clip("laikago_walk", robot)            a motion that pybullet_data brings
     load_clip("motions/dog_pace.txt", robot)    your own file
+    load_clip({"file": "motions/dog_pace.txt", "mirror": True, "scale": 0.7}, robot)
 
 A clip of another quadruped is retargeted. Files are read as plain numbers: nothing in them runs,
 and sizes are checked before anything is believed. docs/clips.md describes the formats.
@@ -19,7 +20,7 @@ import math
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,11 @@ import numpy as np
 from rlgym.envs.imitation.clip_json import UNKNOWN_LICENCE, parse_json_clip
 from rlgym.envs.imitation.clips import MAX_FRAMES, Clip
 from rlgym.envs.imitation.gaits import GAITS, generate, parse_gait
-from rlgym.envs.imitation.retarget import retarget
+from rlgym.envs.imitation.retarget import mirror, retarget
 from rlgym.envs.imitation.rotations import conjugate, multiply, normalize, rotate
 from rlgym.envs.physics.robots import Robot, get_robot
-from rlgym.errors import ClipError
-from rlgym.settings import short, suggest
+from rlgym.errors import ClipError, ConfigError
+from rlgym.settings import change, short, suggest
 
 MAX_BYTES = 64 << 20
 """Of a file, and of what an archive unpacks to; an hour of a humanoid at 50 Hz takes 60 MB."""
@@ -42,32 +43,56 @@ FORMAT = "rlgym-clip"
 Source = str | os.PathLike[str] | Mapping[str, Any] | Clip
 
 
-def load_clip(source: Source, robot: Robot | str, fps: float = 30.0) -> Clip:
+@dataclass(frozen=True)
+class Treatment:
+    """What is done to a clip that is read, beside making it the robot's own."""
+
+    fps: float = 30.0
+    """Frames per second of a file that does not say (.csv)."""
+    scale: float | None = None
+    """Factor of lengths; None: 1, or the ratio of the legs' lengths for another robot's clip."""
+    level: bool = False
+    """Keep the base level, turning only about the vertical."""
+    mirror: bool = False
+    """Exchange left and right."""
+
+
+def load_clip(source: Source, robot: Robot | str, treatment: Treatment | None = None) -> Clip:
     """Return a clip for a robot.
 
     Args:
         source: A gait with or without parameters, a motion of pybullet_data, a path, a mapping
-            {"gait": ..., parameters} or {"file": ..., "fps": ...}, or a clip.
+            {"gait": ..., parameters} or {"file": path or name, fields of `Treatment`}, or a clip.
         robot: Whose joints the clip shall move.
-        fps: Frames per second of a file that does not say (.csv).
+        treatment: What is done to it.
 
     Raises:
         ClipError: there is no such clip, it is damaged, or it cannot be made the robot's.
     """
-    robot = get_robot(robot)
+    robot, treatment = get_robot(robot), treatment or Treatment()
     if isinstance(source, Mapping):
         settings = dict(source)
-        if set(settings) <= {"file", "fps"} and "file" in settings:
-            return load_clip(settings["file"], robot, float(settings.get("fps", fps)))
-        if "gait" not in settings:
+        if "gait" in settings:
+            return generate(robot, str(settings.pop("gait")), settings)
+        if "file" not in settings:
             raise ClipError(
                 f"a clip as a mapping needs the key 'gait' or 'file', got {short(settings)}"
             )
-        return generate(robot, str(settings.pop("gait")), settings)
-    clip = source if isinstance(source, Clip) else find_clip(os.fspath(source), robot, fps)
-    if clip.robot != robot.name:
-        clip = retarget(clip, get_robot(clip.robot), robot)
-    return clip.check().for_robot(robot)
+        name = str(settings.pop("file"))
+        try:
+            treatment = change(treatment, settings, {}, lambda path: f"clip {name}: {path}")
+        except ConfigError as error:
+            raise ClipError(str(error)) from None
+        return load_clip(name, robot, treatment)
+    if isinstance(source, Clip):
+        clip = source.check()
+    else:
+        clip = find_clip(os.fspath(source), robot, treatment.fps)
+    if clip.robot != robot.name or treatment.scale is not None or treatment.level:
+        known = get_robot(clip.robot)
+        clip = retarget(clip, known, robot, scale=treatment.scale, level=treatment.level)
+    clip = clip.for_robot(robot)
+    return mirror(clip, robot) if treatment.mirror else clip
 
 
 def clip_names() -> list[str]:

@@ -64,6 +64,7 @@ def retarget(
     if close and clip.loop:
         feet = _closed(feet)
         pos[:, 2] = _closed(pos[:, 2])
+    pos[:, 2] += target.feet[0].radius - _floor(pos, quat, feet)
     q, _ = leg_angles(target, feet)
     _check_reach(clip, target, feet, q)
     return replace(
@@ -103,18 +104,23 @@ def _between(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Move feet (F, 4, 3) and root positions (F, 3) from one robot's proportions to the other's.
 
-    Feet keep their place below their hips, times the scale; the base's height keeps them as far
-    from the ground as the scale says, whatever the radius of the feet.
+    Feet keep their place below their hips, times the scale.
     """
     hips = np.array([leg.hip for leg in source.legs])
     new_hips = np.array([leg.hip for leg in target.legs])
     sides = np.array([(0.0, leg.abduction, 0.0) for leg in source.legs])
     new_sides = np.array([(0.0, leg.abduction, 0.0) for leg in target.legs])
     moved = new_hips + new_sides + scale * (feet - hips - sides)
-    pos = clip.root_pos * scale
-    radius, new_radius = source.feet[0].radius, target.feet[0].radius
-    pos[:, 2] += scale * (hips[:, 2].mean() - radius) - new_hips[:, 2].mean() + new_radius
-    return moved, pos
+    return moved, clip.root_pos * scale
+
+
+def _floor(pos: np.ndarray, quat: np.ndarray, feet: np.ndarray) -> float:
+    """Return the height on which feet (F, 4, 3) of the base's frame stand.
+
+    The lowest foot's, in the middle of all frames: in most of them one is on the ground, and there
+    it sinks in or hovers by what measuring leaves.
+    """
+    return float(np.median(pos[:, 2] + rotate(quat[:, None], feet)[..., 2].min(1)))
 
 
 def _closed(values: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ class Options:
     rlgym clip show                                  the names of clips that need no file
     rlgym clip show trot --plot trot.svg --film trot.mp4
     rlgym clip generate trot:speed=.8,period=.4 fast_trot.npz --robot aliengo
-    rlgym clip convert dog_pace.txt pace.npz --robot laikago
+    rlgym clip convert dog_pace.txt pace.npz --licence "CC BY-NC 4.0"
     rlgym clip retarget dog_pace.txt pace_a1.npz --robot a1
 
     A clip is a generated gait, with or without parameters, a motion that pybullet_data brings, or
@@ -45,24 +45,25 @@ class Options:
     """A gait, a name or a file; without one, show lists the names."""
     out: Positional[str | None] = None
     """The .npz file to write; show writes none."""
-    robot: str = "a1"
-    """Whose joints the clip moves: a1, laikago, mini_cheetah, aliengo, humanoid."""
+    robot: str | None = None
+    """Whose joints the clip shall move: a1, laikago, mini_cheetah, aliengo, humanoid. By default
+    show and convert leave a file's motion with its own robot, and all else is a1's."""
     fps: float = 30.0
     """Frames per second of a .csv, which does not say."""
     scale: float | None = None
-    """retarget: factor of lengths; by default the ratio of the legs' lengths."""
+    """Factor of lengths; by default 1, or for another robot's clip the ratio of legs."""
     level: bool = False
-    """retarget: keep the base level."""
+    """Keep the base level, turning only about the vertical."""
     mirror: bool = False
     """Exchange left and right."""
-    loop: bool | None = None
-    """convert: whether the motion goes on from the start; by default as the file says."""
+    loop: Literal["file", "yes", "no"] = "file"
+    """Whether the motion goes on from its start when it is over; by default as the file says."""
     name: str | None = None
     """Name of the clip that is written; by default the old one."""
     licence: str | None = None
-    """convert, retarget: licence of the motion, to be kept with it."""
+    """Licence of the motion, to be kept with it."""
     may_ship: bool = False
-    """convert, retarget: the licence lets the motion be passed on inside a policy's bundle."""
+    """The licence lets the motion be passed on inside a policy's bundle."""
     plot: str | None = None
     """Also draw joint angles and heights of feet into this .svg file."""
     film: str | None = None
@@ -88,8 +89,8 @@ def run(argv: list[str]) -> int:
     from rlgym.envs.physics.robots import get_robot
 
     _check_files(wanted)
-    robot = get_robot(wanted.robot)
-    clip = _made(wanted, robot)
+    clip = _made(wanted, wanted.clip)
+    robot = get_robot(clip.robot)
     facts = describe(clip, robot)
     written = []
     if wanted.out is not None:
@@ -137,28 +138,28 @@ def _check_files(wanted: Options) -> None:
             raise UserError(f"{name} exists: add --overwrite to replace it")
 
 
-def _made(wanted: Options, robot: Robot) -> Clip:
+def _made(wanted: Options, name: str) -> Clip:
     """Return the clip that the words and flags ask for."""
-    from rlgym.envs.imitation.clip_files import find_clip, load_clip
+    from rlgym.envs.imitation.clip_files import Treatment, find_clip, load_clip
     from rlgym.envs.imitation.gaits import GAITS
-    from rlgym.envs.imitation.retarget import mirror, retarget
     from rlgym.envs.physics.robots import get_robot
 
-    assert wanted.clip is not None
-    gait = wanted.clip.partition(":")[0]
+    gait = name.partition(":")[0]
     if wanted.action == "generate" and gait not in GAITS:
         raise UserError(f"there is no gait '{gait}': {suggest(gait, GAITS)}")
-    if wanted.action == "retarget":
-        clip = find_clip(wanted.clip, robot, wanted.fps)
-        source = get_robot(clip.robot)
-        clip = retarget(clip, source, robot, scale=wanted.scale, level=wanted.level)
-    else:
-        clip = load_clip(wanted.clip, robot, wanted.fps)
-    if wanted.mirror:
-        clip = mirror(clip, robot)
-    changes: dict[str, Any] = {"loop": wanted.loop, "name": wanted.name, "licence": wanted.licence}
-    changes = {key: value for key, value in changes.items() if value is not None}
-    return replace(clip, **changes, may_ship=clip.may_ship or wanted.may_ship)
+    robot = get_robot(wanted.robot or "a1")
+    source = find_clip(name, robot, wanted.fps)
+    if wanted.robot is None and wanted.action in ("show", "convert"):
+        robot = get_robot(source.robot)
+    treatment = Treatment(wanted.fps, wanted.scale, wanted.level, wanted.mirror)
+    clip = load_clip(source, robot, treatment)
+    return replace(
+        clip,
+        name=wanted.name or clip.name,
+        loop=clip.loop if wanted.loop == "file" else wanted.loop == "yes",
+        licence=wanted.licence or clip.licence,
+        may_ship=clip.may_ship or wanted.may_ship,
+    )
 
 
 def describe(clip: Clip, robot: Robot) -> dict[str, Any]:
