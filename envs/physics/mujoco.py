@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from mujoco.rollout import Rollout
 
-from rlgym.envs.imitation.kinematics import foot_positions
+from rlgym.envs.imitation.kinematics import foot_positions, sole_heights
 from rlgym.envs.imitation.rotations import normalize, rotate, rotate_inverse, rotation_vector
 from rlgym.envs.physics.engine import Actuation, Randomization, Sensed, State
 from rlgym.envs.physics.mujoco_model import compile_model, mujoco
@@ -104,6 +104,7 @@ class MujocoEngine:
         self._v = self._compiled.v_index + 1 + model.nq
         self._ramp = np.arange(1, K + 1)[:, None] / K
         self._radius = np.array([foot.radius for foot in robot.feet])
+        self._boxes = any(foot.half for foot in robot.feet)
         pos, quat, linvel, angvel = (np.zeros((B, n)) for n in (3, 4, 3, 3))
         q, qd = np.zeros((B, robot.nq)), np.zeros((B, robot.nv))
         self.state = State(
@@ -299,7 +300,10 @@ class MujocoEngine:
         now, state, nq = self._now[rows], self.state, self._model.nq
         pos, quat, q = now[:, 1:4], now[:, [5, 6, 7, 4]], now[:, self._q]
         foot_pos = foot_positions(self.robot, pos, quat, q)
-        height = foot_pos[..., 2] - self._radius
+        if self._boxes:
+            height = sole_heights(self.robot, pos, quat, q)
+        else:
+            height = foot_pos[..., 2] - self._radius
         if not self.terrain.is_flat:
             height -= self.terrain.height(foot_pos[..., :2])
         local = now[:, 4 + nq : 7 + nq]
