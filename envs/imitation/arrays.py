@@ -35,7 +35,6 @@ class NumpyNamespace:
     floor = staticmethod(np.floor)
     minimum = staticmethod(np.minimum)
     maximum = staticmethod(np.maximum)
-    isfinite = staticmethod(np.isfinite)
     where = staticmethod(np.where)
     concatenate = staticmethod(np.concatenate)
     broadcast_to = staticmethod(np.broadcast_to)
@@ -68,10 +67,6 @@ class NumpyNamespace:
         return x.sum(axis)
 
     @staticmethod
-    def any(x: Array, axis: int) -> Array:
-        return x.any(axis)
-
-    @staticmethod
     def all(x: Array, axis: int) -> Array:
         return x.all(axis)
 
@@ -101,10 +96,6 @@ class NumpyNamespace:
         return x.astype(like.dtype)
 
     @staticmethod
-    def to_bool(x: Array) -> Array:
-        return x.astype(bool)
-
-    @staticmethod
     def int8(x: Array) -> Array:
         return x.astype(np.int8)
 
@@ -122,7 +113,6 @@ class TorchNamespace:
     sqrt = staticmethod(torch.sqrt)
     abs = staticmethod(torch.abs)
     floor = staticmethod(torch.floor)
-    isfinite = staticmethod(torch.isfinite)
     where = staticmethod(torch.where)
     broadcast_to = staticmethod(torch.broadcast_to)
     matmul = staticmethod(torch.matmul)
@@ -159,10 +149,6 @@ class TorchNamespace:
         return x.sum(axis)
 
     @staticmethod
-    def any(x: Array, axis: int) -> Array:
-        return x.any(axis)
-
-    @staticmethod
     def all(x: Array, axis: int) -> Array:
         return x.all(axis)
 
@@ -190,10 +176,6 @@ class TorchNamespace:
     def astype(x: Array, like: Array) -> Array:
         """`x` with the dtype of `like`."""
         return x.to(like.dtype)
-
-    @staticmethod
-    def to_bool(x: Array) -> Array:
-        return x.to(torch.bool)
 
     @staticmethod
     def int8(x: Array) -> Array:

@@ -258,7 +258,7 @@ def _forward(tree: _Tree, q: Array) -> Frames:
     place, lean = constant(tree.pos, q), constant(tree.quat, q)
     batch = q.shape[0]
     pos = xp.zeros((batch, 1, 3), q)
-    quat = xp.broadcast_to(xp.array((0.0, 0.0, 0.0, 1.0), q), (batch, 1, 4))
+    quat = xp.broadcast_to(constant((0.0, 0.0, 0.0, 1.0), q), (batch, 1, 4))
     # `pos` and `quat` grow level by level: the base, its joints, the joints on those, ...
     for level, parents in tree.levels:
         joints, on = indices(level, q), indices(parents, q)

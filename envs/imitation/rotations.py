@@ -6,7 +6,7 @@ a heading is the world's z. Formulas: Diebel 2006, "Representing Attitude", sect
 
 from __future__ import annotations
 
-from rlgym.envs.imitation.arrays import Array, namespace
+from rlgym.envs.imitation.arrays import Array, constant, namespace
 
 TINY = 1e-12
 """Squared length below which a direction is taken for undefined."""
@@ -69,7 +69,7 @@ def normalize(q: Array) -> Array:
     """Scale quaternions (..., 4) to unit length; zeros become the identity."""
     xp = namespace(q)
     squared = xp.dot(q, q)[..., None]
-    identity = xp.broadcast_to(xp.array((0.0, 0.0, 0.0, 1.0), q), q.shape)
+    identity = xp.broadcast_to(constant((0.0, 0.0, 0.0, 1.0), q), q.shape)
     return xp.where(squared > TINY, q / xp.sqrt(xp.maximum(squared, TINY)), identity)
 
 
