@@ -38,6 +38,8 @@ from rlgym.settings import change, short, suggest
 MAX_BYTES = 64 << 20
 """Of a file, and of what an archive unpacks to; an hour of a humanoid at 50 Hz takes 60 MB."""
 SUFFIXES = (".txt", ".json", ".csv", ".npz")
+MAX_TEXT = 200
+"""Characters of a name, source or licence that are kept."""
 FORMAT = "rlgym-clip"
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | Clip
@@ -264,7 +266,8 @@ def _from_ours(arrays: Mapping[str, np.ndarray], path: Path, robot: Robot) -> Cl
     spherical = tuple(bool(flag) for flag in arrays.get("spherical", np.zeros(0, bool)).flat)
 
     def text(key: str, default: str) -> str:
-        return str(arrays[key].reshape(-1)[0]) if arrays.get(key, np.zeros(0)).size else default
+        value = str(arrays[key].reshape(-1)[0]) if arrays.get(key, np.zeros(0)).size else ""
+        return "".join(filter(str.isprintable, value))[:MAX_TEXT] or default
 
     def flag(key: str, default: bool) -> bool:
         return bool(_number(arrays, key, path)) if key in arrays else default

@@ -26,7 +26,7 @@ from rlgym.envs.imitation.rotations import (
 )
 from rlgym.envs.physics.robots import Robot
 from rlgym.errors import ClipError
-from rlgym.settings import suggest
+from rlgym.settings import short, suggest
 
 MAX_FRAMES = 200_000
 """More than an hour at 50 Hz; a longer clip is a mistake."""
@@ -167,7 +167,7 @@ def _refuse_joints(clip: Clip, robot: Robot) -> None:
     if unknown:
         hint = suggest(unknown[0], absent or robot.joints)
         raise ClipError(
-            f"clip '{clip.name}' moves a joint '{unknown[0]}' that {robot.name} has not: {hint}"
+            f"clip '{clip.name}' moves a joint {short(unknown[0])} that {robot.name} has not: {hint}"
         )
     raise ClipError(
         f"clip '{clip.name}' says nothing of {robot.name}'s joint '{absent[0]}': "

@@ -28,10 +28,14 @@ LEGS = ("front right", "front left", "rear right", "rear left")
 class Options:
     """Look at a reference motion, or write one as .npz.
 
-    rlgym clip show                                  the names of clips that need no file
+    rlgym clip show (lists the names of clips that need no file)
+
     rlgym clip show trot --plot trot.svg --film trot.mp4
+
     rlgym clip generate trot:speed=.8,period=.4 fast_trot.npz --robot aliengo
+
     rlgym clip convert dog_pace.txt pace.npz --licence "CC BY-NC 4.0"
+
     rlgym clip retarget dog_pace.txt pace_a1.npz --robot a1
 
     A clip is a generated gait, with or without parameters, a motion that pybullet_data brings, or
