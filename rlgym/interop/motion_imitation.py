@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -75,7 +76,7 @@ def load_policy(path: str | Path, *, device: str = "cpu") -> LoadedPolicy:
                 raise CheckpointError(f"{path} has no parameter {name}: it holds no such policy")
             tensors[f"{ours}.{kind}"] = torch.tensor(arrays[name].T)
     tensors["log_std"] = torch.full((NUM_ACTIONS,), math.log(STD))
-    spaces = {
+    spaces: dict[str, Any] = {
         "observation_space": gymnasium.spaces.Box(-np.inf, np.inf, (NUM_OBS,), np.float32),
         "action_space": gymnasium.spaces.Box(
             -ACTION_BOUND, ACTION_BOUND, (NUM_ACTIONS,), np.float32
