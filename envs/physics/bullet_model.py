@@ -5,14 +5,18 @@ Torch-free: worker processes import it.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pybullet as p
 
 from rlgym.envs.gymnasium.bullet import hush, without_noise
+from rlgym.envs.physics.bullet_merge import Part, find_parts, merged_urdf
 from rlgym.envs.physics.engine import Actuation
 from rlgym.envs.physics.robots import Robot
 from rlgym.envs.physics.urdf import is_urdf, lacks_inertia, model_path, read_model
@@ -97,6 +101,8 @@ class Model:
 
     flags: int
     """To load the file with."""
+    urdf: str
+    """The file's text with links merged; "" where none are."""
     links: int
     """How many there are besides the base."""
     joints: tuple[int, ...]
@@ -131,13 +137,9 @@ def inspect(robot: Robot, build: Build) -> Model:
             f'use engine="mujoco"'
         )
     file_has_inertia = build.inertia == "file" and not lacks_inertia(read_model(robot))
-    plain = p.URDF_IGNORE_VISUAL_SHAPES
-    # where it scales, Bullet merges centres of mass wrongly
-    merge = build.merge and robot.scale == 1.0
-    flags = plain | (p.URDF_MERGE_FIXED_LINKS if merge else 0)
+    flags, urdf = p.URDF_IGNORE_VISUAL_SHAPES, ""
     client = connect()
     try:
-        whole = load(robot, plain | p.URDF_IGNORE_COLLISION_SHAPES, client)
         body = load(robot, flags, client)
         masses, inertias = _inertias(body, client)
         if file_has_inertia:
@@ -147,12 +149,18 @@ def inspect(robot: Robot, build: Build) -> Model:
                 own if min(own) > 0.0 else shape
                 for own, shape in zip(_inertias(body, client)[1], inertias, strict=True)
             )
-        built = _Names(body, client)
+        built = whole = _Names(body, client)
+        if build.merge and whole.fixed:
+            urdf = merged_urdf(robot, whole.parts(masses, inertias))
+            flags |= p.URDF_USE_INERTIA_FROM_FILE
+            body = load(robot, flags | p.URDF_IGNORE_COLLISION_SHAPES, client, urdf)
+            masses, inertias = _inertias(body, client)
+            built = _Names(body, client)
         inertias = tuple(
             own if link in built.fixed else tuple(x + robot.added_inertia for x in own)
             for link, own in enumerate(inertias, start=-1)
         )
-        return _describe(robot, _Names(whole, client), built, flags, masses, inertias)
+        return _describe(robot, whole, built, flags, urdf, masses, inertias)
     finally:
         p.disconnect(client)
 
@@ -163,20 +171,31 @@ def connect() -> int:
     return p.connect(p.DIRECT)
 
 
-def load(robot: Robot, flags: int, client: int) -> int:
-    """Load the robot's file into a client; returns the body's number.
+def load(robot: Robot, flags: int, client: int, urdf: str = "") -> int:
+    """Load a robot into a client; returns the body's number.
+
+    Args:
+        robot: whose file to load.
+        flags: Bullet's.
+        client: to load it into.
+        urdf: text to load instead of the file's.
 
     Raises:
         WorldError: the file cannot be read.
     """
     path = model_path(robot)
-    with without_noise(*_NOISE):
+    with contextlib.ExitStack() as stack:
+        if urdf:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlgym-")))
+            path = folder / path.name
+            path.write_text(urdf, encoding="utf-8")
+        stack.enter_context(without_noise(*_NOISE))
         try:
             return p.loadURDF(
                 str(path), flags=flags, globalScaling=robot.scale, physicsClientId=client
             )
         except p.error as error:
-            text = f"robot '{robot.name}': Bullet cannot read {path}: {error}: mend the file"
+            text = f"robot '{robot.name}': Bullet cannot read {robot.model}: {error}: mend the file"
             raise WorldError(text) from None
 
 
@@ -218,19 +237,31 @@ class _Names:
             pos, quat = p.getLinkState(self.body, link, 0, 1, self.client)[4:6]
         return np.array(pos), np.array(p.getMatrixFromQuaternion(quat)).reshape(3, 3)
 
-    def home(self, link: str, others: _Names) -> tuple[int, np.ndarray, np.ndarray]:
-        """Find the link of another body of the same file that contains a link of this one.
+    def home(self, link: str) -> tuple[str, np.ndarray, np.ndarray]:
+        """Find what a link is fixed to, if to anything.
 
         Returns:
-            Its number there; position (3,) and rotation (3, 3) of this link in its frame.
+            The name of that link, or of this one; position (3,) and rotation (3, 3) of this link
+            in its frame.
         """
         index = self.links[link]
-        while index >= 0 and self.name(index) not in others.links:
+        while index in self.fixed:
             index = self.parents[index]
-        there = others.links[self.name(index)]
         pos, rot = self.frame(self.links[link])
         root_pos, root_rot = self.frame(index)
-        return there, root_rot.T @ (pos - root_pos), root_rot.T @ rot
+        return self.name(index), root_rot.T @ (pos - root_pos), root_rot.T @ rot
+
+    def parts(
+        self, masses: tuple[float, ...], inertias: tuple[tuple[float, ...], ...]
+    ) -> dict[str, Part]:
+        """Return what links become when they are merged; arguments in Bullet's order."""
+        names = [self.name(link) for link in range(-1, len(self.parents))]
+        infos = [p.getDynamicsInfo(self.body, self.links[name], self.client) for name in names]
+        coms = [
+            (np.array(info[3]), np.array(p.getMatrixFromQuaternion(info[4])).reshape(3, 3))
+            for info in infos
+        ]
+        return find_parts(self.home, names, masses, inertias, coms)
 
 
 def _inertias(body: int, client: int) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
@@ -245,25 +276,29 @@ def _describe(
     whole: _Names,
     built: _Names,
     flags: int,
+    urdf: str,
     masses: tuple[float, ...],
     inertias: tuple[tuple[float, ...], ...],
 ) -> Model:
     """Look up the robot table's names in a body and in the one with all links apart."""
-    homes = [whole.home(foot.link, built) for foot in robot.feet]
-    feet = tuple(home for home, _, _ in homes)
-    points = [
-        pos + rot @ np.array(foot.point)
-        for (_, pos, rot), foot in zip(homes, robot.feet, strict=True)
-    ]
+    feet, points = [], []
+    for foot in robot.feet:
+        home, pos, rot = foot.link, np.zeros(3), np.eye(3)
+        if home not in built.links:
+            home, pos, rot = whole.home(home)
+        feet.append(built.links[home])
+        points.append(tuple((pos + rot @ np.array(foot.point)).tolist()))
+    touching = [name if name in built.links else whole.home(name)[0] for name in robot.may_touch]
     info = p.getDynamicsInfo(built.body, -1, built.client)
     return Model(
         flags=flags,
         links=len(built.parents),
         joints=tuple(built.joints[name] for name in robot.joints),
-        feet=feet,
-        foot_points=tuple(tuple(point.tolist()) for point in points),
+        urdf=urdf,
+        feet=tuple(feet),
+        foot_points=tuple(points),
         bare_feet=tuple(foot.link in built.links for foot in robot.feet),
-        may_touch=tuple(whole.home(name, built)[0] for name in robot.may_touch),
+        may_touch=tuple(built.links[name] for name in touching),
         com_pos=info[3],
         com_quat=info[4],
         masses=masses,

@@ -94,7 +94,7 @@ class BulletWorld:
             physicsClientId=client,
         )
         self._ground = self._make_ground()
-        body = self._body = load(self.robot, model.flags, client)
+        body = self._body = load(self.robot, model.flags, client, model.urdf)
         p.changeDynamics(body, -1, linearDamping=0.0, angularDamping=0.0, physicsClientId=client)
         feet = set(model.feet)
         for link in range(-1, model.links):
