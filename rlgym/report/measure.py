@@ -66,7 +66,7 @@ class Measured:
         return {**numbers, "scores": list(self.scores)}
 
 
-def play(env: Any, act: Actor, episodes: int, *, seed: int = 0) -> Measured:
+def play(env: Any, act: Actor, episodes: int, *, seed: int = 0, trace: bool = False) -> Measured:
     """Let an actor play exactly `episodes` whole episodes, and measure them.
 
     Each slot plays a quota fixed beforehand, so that early falls are not counted more often.
@@ -76,11 +76,12 @@ def play(env: Any, act: Actor, episodes: int, *, seed: int = 0) -> Measured:
         act: chooses the actions.
         episodes: how many, at least 1.
         seed: slot i is seeded with `seed + i`; the same seed plays the same episodes.
+        trace: keep joints of the first seconds in the first slot.
 
     Raises:
         UserError: the worlds are not imitation worlds.
     """
-    tally = _Tally(env)
+    tally = _Tally(env, trace)
     missing = np.full(env.num_envs, episodes // env.num_envs)
     missing[: episodes % env.num_envs] += 1
     found: list[_Episode] = []
@@ -163,7 +164,7 @@ class _Tally:
     the next one's first step then only says where the way begins.
     """
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: Any, trace: bool) -> None:
         self.task = task = task_of(env)
         count = env.num_envs
         self.full = round(task.spec.episode.seconds / task.control_dt)
@@ -182,7 +183,7 @@ class _Tally:
         self.window = np.zeros(count, np.int64)
         self.drifts: list[list[float]] = [[] for _ in range(count)]
         self.trace: dict[str, list[float]] = {}
-        self.tracing = True
+        self.tracing = trace
 
     def add(self, reward: np.ndarray, terms: dict[str, Any], done: np.ndarray) -> None:
         """Take a step in."""

@@ -210,7 +210,7 @@ def draw(document: Document) -> dict[str, tuple[str, str]]:
 
 def _draw_terms(about: Document, engine: str, cells: Sequence[Document]) -> dict[str, Any]:
     columns = {
-        f"{title}, {cell['disturbance']}": cell["measured"][actor]["terms"]
+        f"{title}\n{cell['disturbance']}": cell["measured"][actor]["terms"]
         for cell in cells
         for actor, title in about["actors"].items()
     }

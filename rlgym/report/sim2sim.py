@@ -168,7 +168,14 @@ def _cell(
         with worlds(config, run_dir, engine, randomize, num_envs=num_envs) as env:
             step = float(task_of(env).spec.actuation.time_step)
             found = {
-                name: play(env, actor(name, env, policy), episodes, seed=seed) for name in actors
+                name: play(
+                    env,
+                    actor(name, env, policy),
+                    episodes,
+                    seed=seed,
+                    trace=name == "policy" and not randomize,
+                )
+                for name in actors
             }
     except UserError as error:
         if not randomize:

@@ -34,7 +34,7 @@ def bars(
 
     Args:
         title: over the chart.
-        groups: labels on the x axis.
+        groups: labels on the x axis, of one line or two.
         series: as many values each as there are groups.
         top: the y axis goes from 0 to here.
         line: a dotted line at this height.
@@ -45,7 +45,10 @@ def bars(
     parts = frame.axes(title, list(series))
     width = 0.8 if stacked else 0.8 / max(len(series), 1)
     for group, label in enumerate(groups):
-        parts.append(_text(frame.x(group + 0.5), size[1] - _BOTTOM + 16, label, "middle"))
+        for number, part in enumerate(label.split("\n")):
+            at = size[1] - _BOTTOM + 16 + 14 * number
+            parts.append(_text(frame.x(group + 0.5), at, part, "middle"))
+        label = label.replace("\n", ", ")
         base = 0.0
         for number, values in enumerate(series.values()):
             value = values[group]
