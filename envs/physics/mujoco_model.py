@@ -6,6 +6,7 @@ is our angle (sign and zero are in its axis and `ref`). Only the order of joints
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from functools import cache
@@ -95,6 +96,9 @@ def compile_model(
     option.disableflags |= bits.mjDSBL_WARMSTART | bits.mjDSBL_ISLAND
     spec.compiler.fusestatic = True  # toes and other fixed links become part of what carries them
     model = _compile(spec, robot)
+    if robot.added_inertia:
+        model.body_inertia[1:] += robot.added_inertia
+        mujoco.mj_setConst(model, mujoco.MjData(model))
     q_index, v_index = _indices(model, robot)
     feet = np.array([i for i in range(model.ngeom) if model.geom(i).name in feet], dtype=int)
     return Compiled(model, q_index, v_index, feet, allowed)
@@ -204,6 +208,7 @@ def _bullet_inertia(robot: Robot) -> list[tuple[str, float, tuple, tuple, tuple]
 
 def _prepare_joints(spec: Spec, robot: Robot) -> None:
     """Give the joints our sign, zero and limits, and take the file's friction from them."""
+    unit = math.degrees(1.0) if spec.compiler.degree else 1.0  # what the file's angles are in
     limits = zip(robot.lower, robot.upper, robot.sign, robot.offset, strict=True)
     for name, spherical, (lower, upper, sign, offset) in zip(
         robot.joints, robot.is_spherical, limits, strict=True
@@ -219,9 +224,9 @@ def _prepare_joints(spec: Spec, robot: Robot) -> None:
             joint.limited = mujoco.mjtLimited.mjLIMITED_FALSE
             continue
         joint.axis = sign * np.array(joint.axis)
-        joint.ref = -offset
+        joint.ref = -offset * unit
         joint.limited = mujoco.mjtLimited.mjLIMITED_TRUE
-        joint.range = (lower, upper)
+        joint.range = (lower * unit, upper * unit)
         joint.actfrclimited = mujoco.mjtLimited.mjLIMITED_FALSE
 
 

@@ -1,0 +1,184 @@
+"""The robot table against the model files, and a robot that is added to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pybullet
+import pytest
+
+from rlgym.envs.imitation.kinematics import foot_positions
+from rlgym.envs.physics import make_engine
+from rlgym.envs.physics.bullet_model import connect, load
+from rlgym.envs.physics.engine import Actuation
+from rlgym.envs.physics.robots import ROBOTS, Robot, get_robot, register_robot
+from rlgym.envs.physics.urdf import multiply, read_model, rotate
+from rlgym.errors import WorldError
+from tests.envs.physics.robot_files import entry, mjcf, urdf
+
+QUADRUPEDS = ("a1", "laikago", "mini_cheetah", "aliengo")
+
+
+@pytest.fixture
+def table():
+    """Restore the robot table afterwards."""
+    before = dict(ROBOTS)
+    yield ROBOTS
+    ROBOTS.clear()
+    ROBOTS.update(before)
+
+
+@pytest.mark.parametrize("name", ["a1", "laikago", "aliengo", "humanoid"])
+def test_feet_are_where_pybullet_has_them(name):
+    """Names, order, signs, zeros, leg lengths and base frames, all at once."""
+    robot = ROBOTS[name]
+    rng = np.random.default_rng(0)
+    q = np.array(robot.default_pose)
+    if not robot.spherical:
+        q = q + rng.uniform(-0.3, 0.3, q.size)
+    client = connect()
+    body = load(robot, 0, client)
+    infos = [
+        pybullet.getJointInfo(body, i, client) for i in range(pybullet.getNumJoints(body, client))
+    ]
+    joints = {info[1].decode(): info[0] for info in infos}
+    links = {info[12].decode(): info[0] for info in infos}
+    at = 0
+    for joint, sign, offset, ball in zip(
+        robot.joints, robot.sign, robot.offset, robot.is_spherical, strict=True
+    ):
+        value = q[at : at + 4].tolist() if ball else [sign * (q[at] + offset)]
+        pybullet.resetJointStateMultiDof(body, joints[joint], value, physicsClientId=client)
+        at += 4 if ball else 1
+    # the base link is where PyBullet loads it: find our base frame from there
+    com_pos, com_quat = pybullet.getDynamicsInfo(body, -1, client)[3:5]
+    inertial = pybullet.invertTransform(com_pos, com_quat)
+    pos, quat = pybullet.getBasePositionAndOrientation(body, client)
+    link_pos, link_quat = (np.array(x) for x in pybullet.multiplyTransforms(pos, quat, *inertial))
+    turn = np.array(robot.base_rotation) * [-1, -1, -1, 1]
+    root_quat = multiply(link_quat, turn)
+    root_pos = link_pos + rotate(link_quat, np.array(robot.base_origin))
+    found = foot_positions(robot, root_pos[None], root_quat[None], q[None])[0]
+    for foot, place in zip(robot.feet, found, strict=True):
+        state = pybullet.getLinkState(body, links[foot.link], 0, 1, client)
+        point = np.array(state[4]) + rotate(np.array(state[5]), np.array(foot.point))
+        np.testing.assert_allclose(place, point, atol=1e-6)
+    pybullet.disconnect(client)
+
+
+@pytest.mark.parametrize("name", QUADRUPEDS)
+def test_limits_are_those_of_the_urdf_where_it_has_any(name):
+    robot, model = ROBOTS[name], read_model(ROBOTS[name])
+    for i, joint in enumerate(robot.joints):
+        found = model.joints[joint]
+        if found.lower is not None and found.upper is not None:
+            ends = sorted(
+                robot.sign[i] * end - robot.offset[i] for end in (found.lower, found.upper)
+            )
+            np.testing.assert_allclose((robot.lower[i], robot.upper[i]), ends, atol=1e-9)
+        if found.effort and name != "laikago":  # whose file says 100 N m, far beyond its motors
+            assert robot.torque_limit[i] == found.effort
+
+
+@pytest.mark.parametrize("name", list(ROBOTS))
+def test_the_default_pose_is_within_limits_and_its_feet_on_the_ground(name):
+    robot = ROBOTS[name]
+    hinges = [not ball for ball in robot.is_spherical]
+    width = np.repeat(hinges, [1 if hinge else 4 for hinge in hinges])
+    q = np.array(robot.default_pose)
+    lower, upper = np.array(robot.lower)[hinges], np.array(robot.upper)[hinges]
+    assert ((q[width] > lower) & (q[width] < upper)).all()
+    root = np.array([[0.0, 0.0, robot.init_height]])
+    feet = foot_positions(robot, root, np.array([[0.0, 0.0, 0.0, 1.0]]), q[None])[0]
+    lowest = min(feet[:, 2] - [foot.radius for foot in robot.feet])
+    assert abs(lowest) < 0.007  # Laikago begins 6 mm too low, as in the original
+
+
+@pytest.mark.parametrize("name", QUADRUPEDS)
+def test_right_legs_mirror_left_ones(name):
+    robot = ROBOTS[name]
+    for right, left in ((0, 1), (2, 3)):
+        mirrored = np.array(robot.legs[left].hip) * [1, -1, 1]
+        np.testing.assert_allclose(robot.legs[right].hip, mirrored)
+        # Laikago's file is crooked by 2 mm
+        assert abs(robot.legs[right].abduction + robot.legs[left].abduction) < 0.003
+        assert robot.legs[right].abduction < 0 < robot.legs[left].abduction
+
+
+# ----- A robot of one's own ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("engine", "form"), [("mujoco", "urdf"), ("mujoco", "mjcf"), ("bullet", "urdf")]
+)
+def test_an_added_robot_stands(engine, form, tmp_path: Path, table):
+    if engine == "mujoco":
+        pytest.importorskip("mujoco", reason="needs the extra 'mujoco'")
+    path = tmp_path / ("tiny.urdf" if form == "urdf" else "tiny.xml")
+    path.write_text(urdf() if form == "urdf" else mjcf())
+    register_robot(entry(path))
+    servo = "implicit" if engine == "mujoco" else "explicit"
+    actuation = Actuation(0.002 if engine == "mujoco" else 0.001, 15, servo)
+    one = {"num_workers": 0} if engine == "bullet" else {"num_threads": 1}
+    worlds = make_engine(engine, "tiny", actuation, 1, collide="all", **one)
+    pose = np.array([worlds.robot.default_pose])
+    zero = np.zeros((1, 3))
+    start = np.array([[0.0, 0.0, worlds.robot.init_height]])
+    upright = np.array([[0.0, 0.0, 0.0, 1.0]])
+    worlds.reset(np.ones(1, bool), start, upright, zero, zero, pose, np.zeros((1, 12)))
+    for _ in range(round(1.0 / actuation.control_dt)):
+        state = worlds.step(pose, pose)
+    assert state.foot_contact.all()
+    assert not state.illegal_contact.any()
+    assert abs(state.root_pos[0, 2] - worlds.robot.init_height) < 0.02
+    assert np.abs(state.q - pose).max() < 0.1
+    worlds.close()
+
+
+def test_limits_left_out_come_from_the_urdf(tmp_path: Path, table):
+    path = tmp_path / "tiny.urdf"
+    path.write_text(urdf())
+    robot = register_robot(entry(path, lower=(), upper=(), torque_limit=()))
+    assert robot.torque_limit == (12.0,) * 12
+    # the file's -2 and 2.5, by the sign of each joint
+    assert robot.lower == (-2.0, -2.5, -2.0) * 4
+    assert robot.upper == (2.5, 2.0, 2.5) * 4
+
+
+@pytest.mark.parametrize(
+    ("limits", "missing"),
+    [("", "lower and upper"), ('<limit lower="-1" upper="1" velocity="9"/>', "torque_limit")],
+)
+def test_a_urdf_without_limits_is_refused(limits, missing, tmp_path: Path, table):
+    path = tmp_path / "tiny.urdf"
+    path.write_text(urdf(limits))
+    left_out = {"lower": (), "upper": ()} if "lower" in missing else {"torque_limit": ()}
+    with pytest.raises(WorldError, match=f"joint 'FR_abduction': give {missing}"):
+        register_robot(entry(path, **left_out))
+
+
+def test_an_unknown_robot_names_the_nearest():
+    with pytest.raises(WorldError, match="did you mean 'laikago'"):
+        get_robot("laikgo")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kp": (40.0,) * 11}, "kp has 11 values"),
+        ({"default_pose": (0.0,) * 13}, "default_pose has 13 values"),
+        ({"feet": ()}, "has no feet"),
+        ({"lower": (3.0,) * 12}, "joint 'FR_abduction' has the limits 3.0 and 1.0"),
+    ],
+)
+def test_an_incomplete_entry_is_refused(change, message):
+    with pytest.raises(WorldError, match=message):
+        entry(Path("tiny.urdf"), **change)
+
+
+def test_an_entry_may_be_given_instead_of_a_name():
+    robot = dataclasses.replace(get_robot("a1"), name="other")
+    assert get_robot(robot) is robot
+    assert isinstance(robot, Robot)
