@@ -167,7 +167,8 @@ def _refuse_joints(clip: Clip, robot: Robot) -> None:
     if unknown:
         hint = suggest(unknown[0], absent or robot.joints)
         raise ClipError(
-            f"clip '{clip.name}' moves a joint {short(unknown[0])} that {robot.name} has not: {hint}"
+            f"clip '{clip.name}' moves a joint {short(unknown[0])} "
+            f"that {robot.name} has not: {hint}"
         )
     raise ClipError(
         f"clip '{clip.name}' says nothing of {robot.name}'s joint '{absent[0]}': "
