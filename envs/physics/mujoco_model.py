@@ -35,6 +35,8 @@ Spec = Any
 ROOT = "rlgym root"
 """The link of the canonical base frame, into which the robot's own base is welded."""
 FLOOR = "floor"
+HARD_CONTACT = (0.005, 1.0)
+"""MuJoCo's `solref` with an explicit servo: time constant, s (its own is 0.02), damping ratio."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ def compile_model(
     option.disableflags |= bits.mjDSBL_WARMSTART | bits.mjDSBL_ISLAND
     spec.compiler.fusestatic = True  # toes and other fixed links become part of what carries them
     model = _compile(spec, robot)
+    if explicit:  # hard contacts and a cone of friction: feet then move as in PyBullet
+        model.opt.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
+        model.geom_solref[:] = HARD_CONTACT
     if robot.added_inertia:
         model.body_inertia[1:] += robot.added_inertia
         mujoco.mj_setConst(model, mujoco.MjData(model))
