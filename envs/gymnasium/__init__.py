@@ -48,7 +48,8 @@ def make_world(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
     if module:
         _import(module)
     else:
-        importlib.import_module("rlgym.envs.toy")  # registers our own worlds; light, and idempotent
+        for own in ("toy", "imitation"):  # register our own worlds; light, and idempotent
+            importlib.import_module(f"rlgym.envs.{own}")
     try:
         spec = gymnasium.spec(world_id)
         if isinstance(spec.entry_point, str):

@@ -77,7 +77,8 @@ def worlds() -> list[World]:
     from rlgym.config import load_preset, presets
     from rlgym.registry import VECTOR_ENTRY_POINTS
 
-    importlib.import_module("rlgym.envs.toy")  # registers our own
+    for own in ("toy", "imitation"):  # register our own
+        importlib.import_module(f"rlgym.envs.{own}")
     tuned = {load_preset(name).env_id: name for name in presets()}
     for package in EXTRA_PACKAGES:
         if importlib.util.find_spec(package) is not None:
@@ -85,7 +86,8 @@ def worlds() -> list[World]:
                 importlib.import_module(package)
     names = _newest(name for name in gymnasium.registry if not _is_removed(name))
     found = [_world(name, tuned) for name in names]
-    found += [World(name, "rlgym", "", tuned.get(name, "")) for name in VECTOR_ENTRY_POINTS]
+    batches = [name for name in VECTOR_ENTRY_POINTS if name not in gymnasium.registry]
+    found += [World(name, "rlgym", "", tuned.get(name, "")) for name in batches]
     return sorted(found, key=lambda world: world.id.lower())
 
 

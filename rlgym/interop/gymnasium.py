@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+import rlgym.envs.imitation  # registers its world
 import rlgym.envs.toy
 from rlgym.errors import ContractError, StateError
 from rlgym.registry import VECTOR_ENTRY_POINTS, make_vec
