@@ -67,7 +67,7 @@ def headline(document: Document) -> str:
         if len(cells) > 1:
             text += f", at worst {_score(worst)} with {_title(about, worst)}"
         parts.append(text)
-    return "; ".join(parts)
+    return "; ".join(parts) or "nothing was measured"
 
 
 def facts(document: Document) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rlgym import __version__
 from rlgym.config import TrainConfig
+from rlgym.envs.imitation import WORLD
 from rlgym.errors import UserError
 from rlgym.report.film import film
 from rlgym.report.measure import Actor, Measured, open_loop, play, standing, task_of, trained
@@ -115,6 +116,8 @@ def compare(
     Raises:
         UserError: an unknown name, or a run of other worlds.
     """
+    if config.env_id.rpartition(":")[2] != WORLD:
+        raise UserError(f"{run_dir} trained in {config.env_id}: sim2sim is for runs of {WORLD}")
     for given, known in ((engines, ENGINES), (disturbances, DISTURBANCES), (actors, ACTORS)):
         for name in given:
             if name not in known:
