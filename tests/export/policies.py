@@ -66,7 +66,8 @@ def make_policy(kind: str, seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.5 * noise / max(parameter[0].numel(), 4) ** 0.5)
         for norm in policy.obs_norm.values():
             norm.update(2.0 * torch.randn(50, *norm.shape, generator=generator) + 0.7)
     return policy

@@ -1,0 +1,283 @@
+"""A graph as ONNX: standard operators only, one file, any batch size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlgym.agents.distributions import FORBIDDEN
+from rlgym.errors import MissingExtraError
+from rlgym.export import graph as g
+from rlgym.export.graph import Graph, Op
+from rlgym.export.reference import LAYER_NORM_EPSILON
+
+try:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+except ImportError:
+    raise MissingExtraError('ONNX needs onnx: pip install "rlgym-lab[export]"') from None
+
+OPSETS = (15, 18)
+"""15 is what older readers, Unity's among them, take; 18 is the one that is checked first."""
+IR_VERSION = {15: 8, 18: 8}
+"""Version of the file format: the oldest that knows the opset, for readers that are old too."""
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "uint8": TensorProto.UINT8,
+    "int8": TensorProto.INT8,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+}
+
+
+def to_onnx(graph: Graph, opset: int = 18, metadata: Mapping[str, Any] | None = None) -> Any:
+    """Build the model; inputs and outputs have the graph's names and a free batch axis.
+
+    Args:
+        graph: what `read_policy` gave.
+        opset: one of `OPSETS`.
+        metadata: text by key; whatever is not text is written as JSON.
+    """
+    writer = _Writer(opset)
+    for op in graph.ops:
+        writer.write(op)
+    model = helper.make_model(
+        helper.make_graph(
+            writer.nodes,
+            "policy",
+            [_value(port) for port in graph.inputs],
+            [_value(port) for port in graph.outputs],
+            writer.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", opset)],
+        producer_name="rlgym",
+        ir_version=IR_VERSION[opset],
+    )
+    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
+    helper.set_model_props(model, texts)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def write_onnx(
+    graph: Graph, path: str | Path, opset: int = 18, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write one self-contained file; see `to_onnx`."""
+    Path(path).write_bytes(to_onnx(graph, opset, metadata).SerializeToString())
+
+
+def _value(port: g.Port) -> Any:
+    return helper.make_tensor_value_info(port.name, _TYPES[port.dtype], ["batch", *port.shape])
+
+
+class _Writer:
+    """Turns operations into nodes, and their arrays into initializers."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def write(self, op: Op) -> None:
+        """Append the nodes of one operation."""
+        _WRITE[type(op)](self, op)
+
+    def constant(self, op: Op, name: str, array: Any, dtype: Any = np.float32) -> str:
+        """Add an array under a name of its operation."""
+        full = f"{op.output}.{name}"
+        self.constants.append(numpy_helper.from_array(np.asarray(array, dtype), full))
+        return full
+
+    def node(self, kind: str, op: Op, step: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node; `step` names what it gives, and "" is the operation's own output."""
+        output = f"{op.output}.{step}" if step else op.output
+        self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
+        return output
+
+
+def _flatten(w: _Writer, op: g.Flatten) -> None:
+    cast = w.node("Cast", op, "cast", op.inputs[0], to=TensorProto.FLOAT)
+    w.node("Flatten", op, "", cast, axis=1)
+
+
+def _normalize(w: _Writer, op: g.Normalize) -> None:
+    centred = w.node("Sub", op, "centred", op.inputs[0], w.constant(op, "mean", op.mean))
+    scaled = w.node("Mul", op, "scaled", centred, w.constant(op, "inv_std", op.inv_std))
+    bounds = w.constant(op, "low", -op.clip), w.constant(op, "high", op.clip)
+    w.node("Clip", op, "", scaled, *bounds)
+
+
+def _one_hot(w: _Writer, op: g.OneHot) -> None:
+    # one column per choice: which component it belongs to, and which value it stands for
+    component = np.repeat(np.arange(len(op.sizes)), op.sizes)
+    value = np.concatenate([np.arange(n) + s for n, s in zip(op.sizes, op.start, strict=True)])
+    column = w.constant(op, "component", component, np.int64)
+    spread = w.node("Gather", op, "spread", op.inputs[0], column, axis=1)
+    equal = w.node("Equal", op, "equal", spread, w.constant(op, "value", value[None]))
+    w.node("Cast", op, "", equal, to=TensorProto.FLOAT)
+
+
+def _concat(w: _Writer, op: g.Concat) -> None:
+    w.node("Concat", op, "", *op.inputs, axis=1)
+
+
+def _image(w: _Writer, op: g.Image) -> None:
+    x = op.inputs[0]
+    if op.channels_last:
+        x = w.node("Transpose", op, "planes", x, perm=[0, 3, 1, 2])
+    x = w.node("Cast", op, "cast", x, to=TensorProto.FLOAT)
+    w.node("Div", op, "", x, w.constant(op, "largest", 255.0))
+
+
+def _conv(w: _Writer, op: g.Conv) -> None:
+    arrays = w.constant(op, "weight", op.weight), w.constant(op, "bias", op.bias)
+    strides, pads = [op.stride] * 2, [op.padding] * 4
+    kernel = list(op.weight.shape[2:])
+    w.node("Conv", op, "", op.inputs[0], *arrays, strides=strides, pads=pads, kernel_shape=kernel)
+
+
+def _dense(w: _Writer, op: g.Dense) -> None:
+    arrays = w.constant(op, "weight", op.weight), w.constant(op, "bias", op.bias)
+    w.node("Gemm", op, "", op.inputs[0], *arrays, transB=1)
+
+
+def _layer_norm(w: _Writer, op: g.LayerNorm) -> None:
+    # spelled out: the operator of that name is younger than opset 15
+    count = w.constant(op, "count", op.scale.size)
+    mean = w.node("Div", op, "mean", _sum(w, op, "sum", op.inputs[0]), count)
+    centred = w.node("Sub", op, "centred", op.inputs[0], mean)
+    square = w.node("Mul", op, "square", centred, centred)
+    variance = w.node("Div", op, "variance", _sum(w, op, "squares", square), count)
+    safe = w.node("Add", op, "safe", variance, w.constant(op, "epsilon", LAYER_NORM_EPSILON))
+    unit = w.node("Div", op, "unit", centred, w.node("Sqrt", op, "std", safe))
+    scaled = w.node("Mul", op, "scaled", unit, w.constant(op, "scale", op.scale))
+    w.node("Add", op, "", scaled, w.constant(op, "shift", op.shift))
+
+
+def _sum(w: _Writer, op: Op, step: str, x: str) -> str:
+    """Sum of each row, (B, 1); of all reductions this one reads alike from opset 13 on."""
+    return w.node("ReduceSum", op, step, x, w.constant(op, f"{step}_axes", [1], np.int64))
+
+
+def _activation(w: _Writer, op: g.Activation) -> None:
+    x = op.inputs[0]
+    if op.kind == "silu":
+        w.node("Mul", op, "", x, w.node("Sigmoid", op, "sigmoid", x))
+    else:
+        w.node(op.kind.capitalize(), op, "", x)
+
+
+def _gates(w: _Writer, op: g.GRU | g.LSTM, hidden: str, names: str) -> list[tuple[str, str]]:
+    """For each gate: what the input gives, and what the state gives."""
+    size = op.weight_hidden.shape[1]
+    sides = (("input", op.inputs[0], op.weight_input, op.bias_input),)
+    sides += (("hidden", hidden, op.weight_hidden, op.bias_hidden),)
+    found = []
+    for side, x, weight, bias in sides:
+        arrays = w.constant(op, f"weight_{side}", weight), w.constant(op, f"bias_{side}", bias)
+        gates = w.node("Gemm", op, f"gates_{side}", x, *arrays, transB=1)
+        columns = range(0, len(bias), size)
+        found.append(
+            [
+                _columns(w, op, f"{n}_{side}", gates, at, at + size)
+                for n, at in zip(names, columns, strict=True)
+            ]
+        )
+    return list(zip(*found, strict=True))
+
+
+def _gru(w: _Writer, op: g.GRU) -> None:
+    h = op.inputs[1]
+    (r_x, r_h), (z_x, z_h), (n_x, n_h) = _gates(w, op, h, "rzn")
+    r = w.node("Sigmoid", op, "r", w.node("Add", op, "r_sum", r_x, r_h))
+    z = w.node("Sigmoid", op, "z", w.node("Add", op, "z_sum", z_x, z_h))
+    reset = w.node("Mul", op, "reset", r, n_h)
+    n = w.node("Tanh", op, "n", w.node("Add", op, "n_sum", n_x, reset))
+    # n + z * (h - n), which is (1 - z) * n + z * h
+    step = w.node("Mul", op, "step", z, w.node("Sub", op, "gap", h, n))
+    w.node("Add", op, "", n, step)
+
+
+def _lstm(w: _Writer, op: g.LSTM) -> None:
+    size = op.weight_hidden.shape[1]
+    h = _columns(w, op, "h", op.inputs[1], 0, size)
+    c = _columns(w, op, "c", op.inputs[1], size, 2 * size)
+    sums = [
+        w.node("Add", op, f"{name}_sum", *pair)
+        for name, pair in zip("ifgo", _gates(w, op, h, "ifgo"), strict=True)
+    ]
+    i, f, o = (w.node("Sigmoid", op, n, sums[k]) for n, k in (("i", 0), ("f", 1), ("o", 3)))
+    new = w.node("Mul", op, "new", i, w.node("Tanh", op, "g", sums[2]))
+    cell = w.node("Add", op, "cell", w.node("Mul", op, "kept", f, c), new)
+    hidden = w.node("Mul", op, "hidden", o, w.node("Tanh", op, "squashed", cell))
+    w.node("Concat", op, "", hidden, cell, axis=1)
+
+
+def _columns(w: _Writer, op: Op, step: str, x: str, start: int, stop: int) -> str:
+    name = step or "columns"
+    ends = (("start", start), ("stop", stop), ("axis", 1))
+    return w.node(
+        "Slice", op, step, x, *(w.constant(op, f"{name}_{n}", [v], np.int64) for n, v in ends)
+    )
+
+
+def _slice(w: _Writer, op: g.Slice) -> None:
+    _columns(w, op, "", op.inputs[0], op.start, op.stop)
+
+
+def _clip(w: _Writer, op: g.Clip) -> None:
+    # Clip itself takes one bound for all columns
+    above = w.node("Max", op, "above", op.inputs[0], w.constant(op, "low", op.low[None]))
+    w.node("Min", op, "", above, w.constant(op, "high", op.high[None]))
+
+
+def _choose(w: _Writer, op: g.Choose) -> None:
+    chosen, at = [], 0
+    for k, size in enumerate(op.sizes):
+        own = _columns(w, op, f"logits_{k}", op.inputs[0], at, at + size)
+        if len(op.inputs) == 2:
+            flags = _columns(w, op, f"mask_{k}", op.inputs[1], at, at + size)
+            own = _allow(w, op, k, own, flags)
+        chosen.append(w.node("ArgMax", op, f"index_{k}", own, axis=1, keepdims=1))
+        at += size
+    index = chosen[0] if len(chosen) == 1 else w.node("Concat", op, "index", *chosen, axis=1)
+    w.node("Add", op, "", index, w.constant(op, "first", [op.start], np.int64))
+
+
+def _allow(w: _Writer, op: Op, k: int, logits: str, flags: str) -> str:
+    """Sink the logits of what is not allowed; where nothing is, all stay."""
+    zero = w.constant(op, f"zero_{k}", 0.0)
+    allowed = w.node("Greater", op, f"allowed_{k}", flags, zero)
+    some = w.node("Greater", op, f"some_{k}", _sum(w, op, f"count_{k}", flags), zero)
+    allowed = w.node("Or", op, f"kept_{k}", allowed, w.node("Not", op, f"none_{k}", some))
+    sunk = w.constant(op, f"sunk_{k}", FORBIDDEN)
+    return w.node("Where", op, f"masked_{k}", allowed, logits, sunk)
+
+
+def _switch(w: _Writer, op: g.Switch) -> None:
+    above = w.node("Greater", op, "above", op.inputs[0], w.constant(op, "zero", 0.0))
+    w.node("Cast", op, "", above, to=TensorProto.INT64)
+
+
+_WRITE: dict[type[Op], Callable[[_Writer, Any], None]] = {
+    g.Flatten: _flatten,
+    g.Normalize: _normalize,
+    g.OneHot: _one_hot,
+    g.Concat: _concat,
+    g.Image: _image,
+    g.Conv: _conv,
+    g.Dense: _dense,
+    g.LayerNorm: _layer_norm,
+    g.Activation: _activation,
+    g.GRU: _gru,
+    g.LSTM: _lstm,
+    g.Slice: _slice,
+    g.Clip: _clip,
+    g.Choose: _choose,
+    g.Switch: _switch,
+}
