@@ -62,6 +62,12 @@ def merged_urdf(robot: Robot, parts: dict[str, Part]) -> str:
         child = joint.find("child")
         if child is not None and parts[child.attrib["link"]].home != child.attrib["link"]:
             root.remove(joint)
+            continue
+        parent = joint.find("parent")
+        if parent is not None and parts[parent.attrib["link"]].home != parent.attrib["link"]:
+            part = parts[parent.attrib["link"]]
+            _place(joint, part, robot.scale)
+            parent.set("link", part.home)
     for home in {part.home for part in parts.values()}:
         group = [part for part in parts.values() if part.home == home]
         _set_inertial(links[home], group, robot.scale)
@@ -71,19 +77,24 @@ def merged_urdf(robot: Robot, parts: dict[str, Part]) -> str:
 def _move(link: ET.Element, home: ET.Element, part: Part, scale: float) -> None:
     """Hand a link's shapes and the nature of its contacts on to its home."""
     for collision in link.findall("collision"):
-        origin = collision.find("origin")
-        if origin is None:
-            origin = ET.SubElement(collision, "origin")
-        pos = _numbers(origin.get("xyz", "0 0 0"))
-        rot = part.rot @ _from_rpy(_numbers(origin.get("rpy", "0 0 0")))
-        _set(origin, "xyz", part.pos / scale + part.rot @ pos)
-        _set(origin, "rpy", _to_rpy(rot))
+        _place(collision, part, scale)
         home.append(collision)
     contact = link.find("contact")
     if contact is not None:  # what touches the ground is the foot, which hangs on its shank
         for old in home.findall("contact"):
             home.remove(old)
         home.append(contact)
+
+
+def _place(element: ET.Element, part: Part, scale: float) -> None:
+    """Give an element of a link its place in the link's home."""
+    origin = element.find("origin")
+    if origin is None:
+        origin = ET.SubElement(element, "origin")
+    pos = _numbers(origin.get("xyz", "0 0 0"))
+    rot = part.rot @ _from_rpy(_numbers(origin.get("rpy", "0 0 0")))
+    _set(origin, "xyz", part.pos / scale + part.rot @ pos)
+    _set(origin, "rpy", _to_rpy(rot))
 
 
 def _set_inertial(link: ET.Element, group: list[Part], scale: float) -> None:
