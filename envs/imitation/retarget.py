@@ -40,7 +40,7 @@ def retarget(
         target: The robot whose joints the result moves; `source` itself for a scaled motion.
         scale: Factor of all lengths; None: the ratio of the legs' lengths.
         level: Keep the base level, turning only about the vertical.
-        close: Let a looping clip end where it began (in joints, height, roll and pitch), by
+        close: Let a looping clip end where it began, in joints and in the height of the base, by
             spreading what is missing over its frames.
 
     Raises:
