@@ -124,6 +124,8 @@ def _load(robot: Robot) -> Spec:
     ET.SubElement(settings, "compiler", compiler)
     root.insert(0, settings)
     for joint in root.iter("joint"):
+        for axis in joint.findall("axis")[1:]:
+            joint.remove(axis)  # some of pybullet_data's robots say it twice
         if joint.get("type") == "spherical" and joint.find("axis") is None:
             ET.SubElement(joint, "axis", {"xyz": "1 0 0"})  # or urdfdom complains on stderr
     ET.SubElement(root, "link", {"name": ROOT})
@@ -139,6 +141,9 @@ def _load(robot: Robot) -> Spec:
     base.pos = -rotate(turn, np.array(robot.base_origin))
     base.quat = turn[[3, 0, 1, 2]]
     spec.body(ROOT).add_freejoint(name=ROOT)
+    for link in model.links.values():
+        for geom in spec.body(link.name).geoms if link.mass == 0.0 else ():
+            geom.mass = 0.0  # a link of which the file says no mass has none
     if lacks_inertia(model):
         for name, mass, com, quat, inertia in _bullet_inertia(robot):
             body = spec.body(name)
