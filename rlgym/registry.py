@@ -222,6 +222,8 @@ def _build_batch(
     known = [key for key in parameters if key != "num_envs" and key not in common]
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     for key in kwargs:
+        if key in named:
+            raise ConfigError(f"{key} is not the world's: give it to make_vec itself")
         if key not in known and not takes_any:
             raise ConfigError(f"{name} takes no argument {key!r}: {suggest(key, known)}")
     return builder(num_envs=num_envs, **named, **kwargs)
