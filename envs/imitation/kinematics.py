@@ -8,14 +8,21 @@ Frames, order and signs are the robot table's (`rlgym.envs.physics.robots`).
 from __future__ import annotations
 
 import functools
-import itertools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlgym.envs.imitation.arrays import Array, constant, indices, namespace
-from rlgym.envs.imitation.rotations import cross, multiply, rotate, wrap_angle
+from rlgym.envs.imitation.rotations import (
+    Parts,
+    cross,
+    multiply,
+    product,
+    rotate,
+    turned,
+    wrap_angle,
+)
 from rlgym.envs.physics.robots import Robot
 from rlgym.envs.physics.urdf import Tree, read_tree
 from rlgym.errors import WorldError
@@ -37,9 +44,11 @@ def feet_in_base(robot: Robot, q: Array) -> Array:
     """Return where the feet are in the base's frame, (B, feet, 3) m, for `q` (B, nq)."""
     if len(robot.legs) == len(robot.feet):
         return _leg_ends(robot, q)
-    tree, frames = _tree(robot), joint_frames(robot, q)
+    tree = _tree(robot)
+    pos, quat = _walk(tree, q)
     on = indices(tree.foot_parent, q)
-    return frames.pos[:, on] + rotate(frames.quat[:, on], constant(tree.foot_pos, q))
+    arm = turned(tuple(part[on] for part in quat), _columns(tree.foot_pos, q))
+    return _rows(namespace(q), tuple(part[on] + a for part, a in zip(pos, arm, strict=True)))
 
 
 def sole_heights(robot: Robot, root_pos: Array, root_quat: Array, q: Array) -> Array:
@@ -205,7 +214,9 @@ class Frames(NamedTuple):
 
 def joint_frames(robot: Robot, q: Array) -> Frames:
     """Return where the links are that each joint moves, in the base's frame, for `q` (B, nq)."""
-    return _forward(_tree(robot), q)
+    xp = namespace(q)
+    pos, quat = _walk(_tree(robot), q)
+    return Frames(_rows(xp, pos), _rows(xp, quat))
 
 
 def centre_of_mass_velocity(
@@ -221,53 +232,78 @@ def centre_of_mass_velocity(
     """
     xp = namespace(q)
     tree = _tree(robot)
-    frames = _forward(tree, q)
+    pos, quat = _walk(tree, q)
+    mass, total = constant(tree.mass, q), sum(tree.mass)
+    centre = turned(quat, _columns(tree.com, q))
+    centre = tuple(p + c for p, c in zip(pos, centre, strict=True))
     # Each joint moves all that hangs on it as one body: its angular velocity, in the base's frame,
     # crossed with the arm from the joint to that body's centre, times that body's mass.
-    mass = constant(tree.mass, q)
-    centre = frames.pos + rotate(frames.quat, constant(tree.com, q))
-    moved = constant(tree.below, q)  # (J, J + 1) 1 where a joint moves a link
-    weight = xp.matmul(moved, mass)
-    arm = xp.matmul(moved * mass, centre) - weight[:, None] * frames.pos[:, :-1]
-    turning = rotate(frames.quat[:, :-1], _joint_turning(tree, qd))
-    total = constant(sum(tree.mass), q)
-    centre = xp.matmul(mass, centre) / total
-    velocity = xp.sum(cross(turning, arm), axis=-2) / total
-    return root_linvel + cross(root_angvel, rotate(root_quat, centre)) + rotate(root_quat, velocity)
+    moved = constant(tree.moved_mass, q)  # (J, J + 1) a link's mass where the joint moves it
+    weight = xp.sum(moved, axis=1)[:, None]
+    ax, ay, az = (xp.matmul(moved, c) - weight * p[:-1] for p, c in zip(pos, centre, strict=True))
+    wx, wy, wz = turned(tuple(part[:-1] for part in quat), _turning(tree, qd))
+    flow = wy * az - wz * ay, wz * ax - wx * az, wx * ay - wy * ax
+    velocity = xp.stack([xp.sum(part, axis=0) for part in flow], axis=-1) / total
+    middle = xp.stack([xp.matmul(mass, part) for part in centre], axis=-1) / total
+    return root_linvel + cross(root_angvel, rotate(root_quat, middle)) + rotate(root_quat, velocity)
 
 
-def _joint_turning(tree: _Tree, qd: Array) -> Array:
-    """Return angular velocities (B, J, 3) in the frames of the joints' child links."""
-    hinge = qd[:, indices(tree.hinge_qd, qd), None] * constant(tree.axis, qd)
-    if not tree.balls:
-        return hinge
-    ball = qd[:, indices(tree.ball_qd, qd)].reshape(qd.shape[0], -1, 3)
-    return namespace(qd).concatenate((hinge, ball), axis=1)[:, indices(tree.joint_order, qd)]
+# Below, joints come before worlds and components stand apart: (J, B) arrays, whose rows are then
+# whole in memory. That is more than twice as fast as (B, J, 3).
 
 
-def _forward(tree: _Tree, q: Array) -> Frames:
-    """Return the links' frames in the base's, for `q` (B, nq)."""
-    xp = namespace(q)
-    half = 0.5 * q[:, indices(tree.hinge_q, q)]
-    turn = xp.concatenate(
-        (xp.sin(half)[..., None] * constant(tree.axis, q), xp.cos(half)[..., None]), axis=-1
+def _turning(tree: _Tree, qd: Array) -> Parts:
+    """Return the joints' angular velocities, (J, B) each, in the frames of their child links."""
+    xp, rows = namespace(qd), qd.T
+    hinge = rows[indices(tree.hinge_qd, qd)]
+    ordered = indices(tree.joint_order, qd)
+    parts = []
+    for axis, ball in zip(_columns(tree.axis, qd), tree.ball_qd, strict=True):
+        parts.append(xp.concatenate((axis * hinge, rows[indices(ball, qd)]), axis=0)[ordered])
+    return tuple(parts)
+
+
+def _walk(tree: _Tree, q: Array) -> tuple[Parts, Parts]:
+    """Return the links' positions and orientations in the base's frame, (J + 1, B) each part."""
+    xp, rows = namespace(q), q.T
+    half = 0.5 * rows[indices(tree.hinge_q, q)]
+    sin, cos = xp.sin(half), xp.cos(half)
+    hinge = (*(axis * sin for axis in _columns(tree.axis, q)), cos)
+    by_depth = indices(tree.by_depth, q)
+    turn = tuple(
+        xp.concatenate((part, rows[indices(ball, q)]), axis=0)[by_depth]
+        for part, ball in zip(hinge, tree.ball_q, strict=True)
     )
-    if tree.balls:
-        ball = q[:, indices(tree.ball_q, q)].reshape(q.shape[0], -1, 4)
-        turn = xp.concatenate((turn, ball), axis=1)[:, indices(tree.joint_order, q)]
-    place, lean = constant(tree.pos, q), constant(tree.quat, q)
-    batch = q.shape[0]
-    pos = xp.zeros((batch, 1, 3), q)
-    quat = xp.broadcast_to(constant((0.0, 0.0, 0.0, 1.0), q), (batch, 1, 4))
-    # `pos` and `quat` grow level by level: the base, its joints, the joints on those, ...
-    for level, parents in tree.levels:
-        joints, on = indices(level, q), indices(parents, q)
-        above = quat[:, on]
-        pos = xp.concatenate((pos, pos[:, on] + rotate(above, place[joints])), axis=1)
-        lying = multiply(above, lean[joints])
-        quat = xp.concatenate((quat, multiply(lying, turn[:, joints])), axis=1)
-    links = indices(tree.unsort_links, q)
-    return Frames(pos[:, links], quat[:, links])
+    turn = product(_columns(tree.quat, q), turn)
+    place = _columns(tree.pos, q)
+    roots = slice(0, tree.roots)
+    pos = tuple(part[roots] + xp.zeros_like(turn[0][roots]) for part in place)
+    quat = tuple(part[roots] for part in turn)
+    # `pos` and `quat` grow level by level: the joints on the base, those on them, ...
+    for start, stop, parents in tree.levels:
+        level, on = slice(start, stop), indices(parents, q)
+        above = tuple(part[on] for part in quat)
+        arm = turned(above, tuple(part[level] for part in place))
+        here = product(above, tuple(part[level] for part in turn))
+        pos = tuple(xp.concatenate((p, p[on] + a), axis=0) for p, a in zip(pos, arm, strict=True))
+        quat = tuple(xp.concatenate(pair, axis=0) for pair in zip(quat, here, strict=True))
+    base = xp.zeros_like(turn[0][:1])
+    links = indices(tree.unsort, q)
+    pos = tuple(xp.concatenate((part, base), axis=0)[links] for part in pos)
+    ends = (base, base, base, base + 1)
+    quat = tuple(xp.concatenate(pair, axis=0)[links] for pair in zip(quat, ends, strict=True))
+    return pos, quat
+
+
+def _columns(table: tuple[tuple[float, ...], ...], like: Array) -> Parts:
+    """Turn k tuples of n numbers into k arrays (n, 1)."""
+    array = constant(table, like)[..., None]
+    return tuple(array[i] for i in range(len(table)))
+
+
+def _rows(xp: Any, parts: Parts) -> Array:
+    """Turn parts (n, B) into an array (B, n, k)."""
+    return xp.stack([part.T for part in parts], axis=-1)
 
 
 @functools.lru_cache(maxsize=64)
@@ -283,36 +319,44 @@ class _Tree:
         depth: list[int] = [0] * count
         for j in tree.order:
             depth[j] = 0 if tree.parent[j] < 0 else depth[tree.parent[j]] + 1
-        by_level = [
-            tuple(j for j in range(count) if depth[j] == level) for level in range(max(depth) + 1)
-        ]
-        place = {-1: 0} | {j: i + 1 for i, j in enumerate(itertools.chain(*by_level))}
-        self.levels = [(level, tuple(place[tree.parent[j]] for j in level)) for level in by_level]
-        """Joints of each depth, and where their parents stand among what is done before."""
-        self.unsort_links = (*(place[j] for j in range(count)), 0)
+        sequence = sorted(range(count), key=lambda j: depth[j])
+        place = {j: i for i, j in enumerate(sequence)}
+        starts = [depth[j] for j in sequence]
+        self.roots = starts.count(0)
+        """Joints on the base."""
+        self.levels = []
+        """Of each further depth: where its joints begin and end among all, and their parents."""
+        for level in range(1, max(depth) + 1):
+            start = starts.index(level)
+            stop = start + starts.count(level)
+            parents = tuple(place[tree.parent[j]] for j in sequence[start:stop])
+            self.levels.append((start, stop, parents))
+        self.unsort = (*(place[j] for j in range(count)), count)
 
         widths_q = [4 if ball else 1 for ball in tree.spherical]
         widths_qd = [3 if ball else 1 for ball in tree.spherical]
         start_q, start_qd = np.cumsum([0, *widths_q]), np.cumsum([0, *widths_qd])
         hinges = [j for j in range(count) if not tree.spherical[j]]
-        self.balls = [j for j in range(count) if tree.spherical[j]]
+        balls = [j for j in range(count) if tree.spherical[j]]
         self.hinge_q = tuple(int(start_q[j]) for j in hinges)
         self.hinge_qd = tuple(int(start_qd[j]) for j in hinges)
-        self.ball_q = tuple(int(start_q[j]) + k for j in self.balls for k in range(4))
-        self.ball_qd = tuple(int(start_qd[j]) + k for j in self.balls for k in range(3))
-        self.joint_order = tuple(np.argsort(hinges + self.balls).tolist())
+        self.ball_q = tuple(tuple(int(start_q[j]) + k for j in balls) for k in range(4))
+        self.ball_qd = tuple(tuple(int(start_qd[j]) + k for j in balls) for k in range(3))
+        kinds = hinges + balls
+        self.joint_order = tuple(np.argsort(kinds).tolist())
+        self.by_depth = tuple(kinds.index(j) for j in sequence)
 
-        self.axis = _tuples(tree.axis[hinges])
-        self.pos, self.quat = _tuples(tree.pos), _tuples(tree.quat)
-        self.mass, self.com = _tuples(tree.mass), _tuples(tree.com)
-        self.foot_parent, self.foot_pos = tree.foot_parent, _tuples(tree.foot_pos)
+        self.axis = _tuples(tree.axis[hinges].T)
+        self.pos, self.quat = _tuples(tree.pos[sequence].T), _tuples(tree.quat[sequence].T)
+        self.mass, self.com = _tuples(tree.mass), _tuples(tree.com.T)
+        self.foot_parent, self.foot_pos = tree.foot_parent, _tuples(tree.foot_pos.T)
         below = np.zeros((count, count + 1))
         for j in range(count):
             at = j
             while at >= 0:
                 below[at, j] = 1.0
                 at = tree.parent[at]
-        self.below = _tuples(below)
+        self.moved_mass = _tuples(below * tree.mass)
 
 
 def _tuples(array: np.ndarray) -> Any:

@@ -12,19 +12,45 @@ TINY = 1e-12
 """Squared length below which a direction is taken for undefined."""
 
 
+Parts = tuple[Array, ...]
+"""The components of quaternions (four) or vectors (three), an array each."""
+
+
+def product(a: Parts, b: Parts) -> Parts:
+    """Return the rotation `b` followed by `a`; all in components, which broadcast."""
+    ax, ay, az, aw = a
+    bx, by, bz, bw = b
+    return (
+        aw * bx + ax * bw + ay * bz - az * by,
+        aw * by - ax * bz + ay * bw + az * bx,
+        aw * bz + ax * by - ay * bx + az * bw,
+        aw * bw - ax * bx - ay * by - az * bz,
+    )
+
+
+def turned(q: Parts, v: Parts) -> Parts:
+    """Return vectors turned by unit quaternions; all in components, which broadcast."""
+    # v + 2 w (u x v) + 2 u x (u x v), with u the vector part: 15 products, no matrix
+    x, y, z, w = q
+    vx, vy, vz = v
+    tx = 2 * (y * vz - z * vy)
+    ty = 2 * (z * vx - x * vz)
+    tz = 2 * (x * vy - y * vx)
+    return (
+        vx + w * tx + y * tz - z * ty,
+        vy + w * ty + z * tx - x * tz,
+        vz + w * tz + x * ty - y * tx,
+    )
+
+
+def _parts(x: Array) -> Parts:
+    """Split (..., n) into n arrays (...)."""
+    return tuple(x[..., i] for i in range(x.shape[-1]))
+
+
 def multiply(a: Array, b: Array) -> Array:
     """Return the rotation `b` followed by `a`, (..., 4)."""
-    ax, ay, az, aw = a[..., 0], a[..., 1], a[..., 2], a[..., 3]
-    bx, by, bz, bw = b[..., 0], b[..., 1], b[..., 2], b[..., 3]
-    return namespace(a).stack(
-        (
-            aw * bx + ax * bw + ay * bz - az * by,
-            aw * by - ax * bz + ay * bw + az * bx,
-            aw * bz + ax * by - ay * bx + az * bw,
-            aw * bw - ax * bx - ay * by - az * bz,
-        ),
-        axis=-1,
-    )
+    return namespace(a).stack(product(_parts(a), _parts(b)), axis=-1)
 
 
 def conjugate(q: Array) -> Array:
@@ -34,28 +60,13 @@ def conjugate(q: Array) -> Array:
 
 def rotate(q: Array, v: Array) -> Array:
     """Turn vectors `v` (..., 3) by unit quaternions `q` (..., 4)."""
-    return _rotate(q[..., 0], q[..., 1], q[..., 2], q[..., 3], v)
+    return namespace(v).stack(turned(_parts(q), _parts(v)), axis=-1)
 
 
 def rotate_inverse(q: Array, v: Array) -> Array:
     """Turn vectors `v` (..., 3) by the inverses of unit quaternions `q` (..., 4)."""
-    return _rotate(q[..., 0], q[..., 1], q[..., 2], -q[..., 3], v)
-
-
-def _rotate(x: Array, y: Array, z: Array, w: Array, v: Array) -> Array:
-    # v + 2 w (u x v) + 2 u x (u x v), with u the vector part: 15 products, no matrix
-    vx, vy, vz = v[..., 0], v[..., 1], v[..., 2]
-    tx = 2 * (y * vz - z * vy)
-    ty = 2 * (z * vx - x * vz)
-    tz = 2 * (x * vy - y * vx)
-    return namespace(v).stack(
-        (
-            vx + w * tx + y * tz - z * ty,
-            vy + w * ty + z * tx - x * tz,
-            vz + w * tz + x * ty - y * tx,
-        ),
-        axis=-1,
-    )
+    x, y, z, w = _parts(q)
+    return namespace(v).stack(turned((x, y, z, -w), _parts(v)), axis=-1)
 
 
 def cross(a: Array, b: Array) -> Array:

@@ -151,6 +151,8 @@ def test_angles_wrap_into_one_turn() -> None:
 T = np.linspace(0, 1, COUNT)
 CALLS: dict[str, tuple[Callable, tuple[np.ndarray, ...]]] = {
     "multiply": (r.multiply, (A, B)),
+    "product": (lambda a, b: r.product(tuple(a.T), tuple(b.T)), (A, B)),
+    "turned": (lambda a, v: r.turned(tuple(a.T), tuple(v.T)), (A, V)),
     "conjugate": (r.conjugate, (A,)),
     "rotate": (r.rotate, (A, V)),
     "rotate_inverse": (r.rotate_inverse, (A, V)),
