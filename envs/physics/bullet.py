@@ -19,6 +19,7 @@ from rlgym.envs.physics.bullet_model import (
     inspect,
     layout,
     reset_fields,
+    split,
     state_fields,
     step_fields,
 )
@@ -87,6 +88,7 @@ class BulletEngine:
         """Build the worlds, each in the robot's default pose."""
         self.robot = robot = complete(robot)
         self.actuation, self.num_worlds = actuation, num_worlds
+        self.physics_step, _ = split(actuation, robot)
         self.terrain = make_terrain(terrain)
         self.build = Build(
             merge=merge,

@@ -128,6 +128,8 @@ class Engine(Protocol):
     robot: Any
     actuation: Actuation
     num_worlds: int
+    physics_step: float
+    """Seconds of a step of physics: the actuation's, or less where an engine needs less for it."""
     capabilities: frozenset[str]
     """Fields of `Randomization` that it honours, plus "push", "terrain" and "snapshot"."""
 

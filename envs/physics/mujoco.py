@@ -70,6 +70,7 @@ class MujocoEngine:
         friction: float | None = None,
     ) -> None:
         self.robot, self.actuation, self.num_worlds = robot, actuation, num_worlds
+        self.physics_step = actuation.time_step
         self.terrain = make_terrain(terrain)
         self._compiled = compiled = compile_model(
             robot,

@@ -169,7 +169,7 @@ def _cell(
     randomize = DISTURBANCES[disturbance].randomize
     try:
         with worlds(config, run_dir, engine, randomize, num_envs=num_envs) as env:
-            step = float(task_of(env).spec.actuation.time_step)
+            step = float(task_of(env).engine.physics_step)
             found = {
                 name: play(
                     env,

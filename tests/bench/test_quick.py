@@ -63,3 +63,20 @@ def test_ppo_cartpole(capsys):
     assert case["values"] == [50.0]  # 2,048 steps are not enough: the limit counts
     assert case["details"]["ours"][0]["steps"] >= 2048
     assert not any(case["conditions"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_imitate_trot(capsys):
+    outcome = run_quick(capsys, "imitate-trot", "--limit", "100")
+    low, high, bullet = outcome["cases"]
+    assert low["values"] == high["values"] == [100.0], (
+        "8,192 steps are not enough: the limit counts"
+    )
+    assert 0.0 < bullet["value"] < 0.8
+    baselines = low["details"]["baselines"]
+    assert (
+        0.3 < baselines["bullet standing"]["score"] < 0.45 < baselines["mujoco open_loop"]["score"]
+    )
+    assert baselines["bullet standing"]["time_step"] == 0.001
+    assert baselines["mujoco standing"]["time_step"] == 0.005
