@@ -232,12 +232,12 @@ def _plot(clip: Clip, robot: Robot, path: Path, seconds: float) -> Path:
             joints = ("abduction", "hip", "knee")
             angles = {part: ref.q[:, 3 * leg + k].tolist() for k, part in enumerate(joints)}
             charts.append(lines(f"{clip.name}: {name}, rad", x, angles, x_label="s"))
-        feet = dict(zip(LEGS, ref.foot_pos[..., 2].T.tolist(), strict=True))
+        names = list(LEGS)
     else:
         columns = {f"q{k}": ref.q[:, k].tolist() for k in range(ref.q.shape[1])}
         charts.append(lines(f"{clip.name}: joint positions", x, columns, x_label="s", legend=[]))
         names = [foot.link for foot in robot.feet]
-        feet = dict(zip(names, ref.foot_pos[..., 2].T.tolist(), strict=True))
+    feet: dict[str, Any] = dict(zip(names, ref.foot_pos[..., 2].T.tolist(), strict=True))
     feet["base"] = ref.root_pos[:, 2].tolist()
     charts.append(lines(f"{clip.name}: heights, m", x, feet, x_label="s"))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def test_plot_and_film_show_the_motion(capsys, tmp_path):
 
 
 WRONG = [
-    (("shwo", "trot"), "did you mean 'show'"),
+    (("shows", "trot"), "did you mean 'show'"),
     (("convert",), "which one? rlgym clip convert CLIP OUT.npz"),
     (("convert", "trot"), "name the .npz file to write"),
     (("show", "trot", "out.npz"), "show writes no clip"),
