@@ -11,6 +11,7 @@ docs/robots.md shows how to add a robot.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -102,6 +103,9 @@ class Robot:
     """Of the model file."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # lists would do, but no entry could be a key then
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
         n = len(self.joints)
         sizes = {"sign": n, "offset": n, "kp": n, "kd": n, "torque_limit": n, "lower": n}
         sizes |= {"upper": n, "default_pose": self.nq}

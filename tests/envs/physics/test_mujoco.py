@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from rlgym.envs.physics.engine import Actuation, Randomization
 from rlgym.envs.physics.robots import ROBOTS, get_robot
 from rlgym.envs.physics.terrain import make_terrain
 from rlgym.envs.physics.urdf import read_tree
-from rlgym.errors import StateError, WorldError
+from rlgym.errors import MissingExtraError, StateError, WorldError
 
 pytest.importorskip("mujoco", reason="needs the extra 'mujoco'")
 
@@ -69,8 +70,9 @@ def wobble(engine, steps, seed=0):
     return np.array(found)
 
 
-@pytest.mark.parametrize("collide", ["feet", "all"])
-@pytest.mark.parametrize("actuation", [FAST, EXACT], ids=["fast", "exact"])
+@pytest.mark.parametrize(
+    ("actuation", "collide"), [(FAST, "feet"), (EXACT, "all")], ids=["fast", "exact"]
+)
 @pytest.mark.parametrize("robot", ["a1", "laikago", "mini_cheetah", "aliengo"])
 def test_every_quadruped_stands_for_two_seconds(robot, actuation, collide):
     engine = engine_of(robot, 1, actuation, collide=collide)
@@ -360,3 +362,11 @@ def test_a_closed_engine_says_so():
 def test_an_unknown_engine_names_the_nearest():
     with pytest.raises(WorldError, match="did you mean 'mujoco'"):
         make_engine("mujuco", "a1", FAST, 1)
+
+
+def test_an_engine_that_is_not_installed_names_its_extra(monkeypatch):
+    for name in ("rlgym.envs.physics.mujoco", "rlgym.envs.physics.mujoco_model"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'rlgym-lab\[mujoco\]'"):
+        make_engine("mujoco", "a1", FAST, 1)

@@ -178,6 +178,12 @@ def test_an_incomplete_entry_is_refused(change, message):
         entry(Path("tiny.urdf"), **change)
 
 
+def test_lists_do_as_well_as_tuples(tmp_path: Path):
+    robot = entry(tmp_path, kp=[40.0] * 12, joints=list(get_robot("a1").joints))
+    assert robot.kp == (40.0,) * 12
+    assert hash(robot)
+
+
 def test_an_entry_may_be_given_instead_of_a_name():
     robot = dataclasses.replace(get_robot("a1"), name="other")
     assert get_robot(robot) is robot
