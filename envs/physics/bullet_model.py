@@ -25,7 +25,8 @@ from rlgym.errors import WorldError
 LONGEST_STEP = 0.001
 """Seconds. Torques of a PD servo that are held for longer make a robot of this size fall (at 2 ms)
 or explode (at 4 ms); a longer time step is cut into equal ones that are not longer."""
-_NOISE = (b"argv[", b"processing ", b"merge ", b"relink ", b"b3Warning[", b"Bad inertia tensor")
+_NOISE = (b"argv[", b"processing ", b"merge ", b"relink ", b"b3Warning[", b"urdfdom: ")
+_NOISE += (b"Bad inertia tensor",)
 
 
 @dataclass(frozen=True)

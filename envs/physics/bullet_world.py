@@ -36,6 +36,8 @@ FASTEST = 100.0
 """m/s and, times ten, rad/s: the base of a world that blew up is faster."""
 LARGEST = 1e6
 """No number of a sane world is larger."""
+BOX = (500.0, 500.0, 5.0)
+"""m, half the extents of the box whose top is the ground for links that must not touch it."""
 NEAR = 2.5
 """Radii around a foot's centre within which a contact of its link is the foot's."""
 
@@ -93,35 +95,49 @@ class BulletWorld:
             deterministicOverlappingPairs=1,
             physicsClientId=client,
         )
-        self._ground = self._make_ground()
         body = self._body = load(self.robot, model.flags, client, model.urdf)
         p.changeDynamics(body, -1, linearDamping=0.0, angularDamping=0.0, physicsClientId=client)
-        feet = set(model.feet)
         for link in range(-1, model.links):
             p.changeDynamics(body, link, jointDamping=0.0, physicsClientId=client)
-            if build.collide == "feet" and link not in feet:
-                p.setCollisionFilterPair(self._ground, body, -1, link, 0, physicsClientId=client)
+        feet = set(model.feet)
+        rest = set(range(-1, model.links)) - feet if build.collide == "all" else set()
+        if self._heights is not None:
+            self._make_ground(self._height_field(), feet | rest)
+        else:
+            walking = feet | (rest & set(model.may_touch))
+            self._make_ground(p.createCollisionShape(p.GEOM_PLANE, physicsClientId=client), walking)
+            if rest - walking:
+                # Bullet looks at every link every time against a plane, whose bounds are infinite,
+                # and at none against a box that it is not near: half the time of a robot of meshes
+                self._make_ground(self._box(), rest - walking, -BOX[2])
         self._applied: dict[str, Any] = {}
 
-    def _make_ground(self) -> int:
-        """Make the plane z = 0, or the height field around the origin."""
-        client, heights = self._client, self._heights
-        if heights is None:
-            shape, height = p.createCollisionShape(p.GEOM_PLANE, physicsClientId=client), 0.0
-        else:
-            shape = p.createCollisionShape(
-                p.GEOM_HEIGHTFIELD,
-                meshScale=[self.build.spacing, self.build.spacing, 1.0],
-                heightfieldData=heights.ravel().tolist(),
-                numHeightfieldRows=heights.shape[1],
-                numHeightfieldColumns=heights.shape[0],
-                physicsClientId=client,
-            )
-            height = 0.5 * float(heights.min() + heights.max())  # Bullet centres it
+    def _make_ground(self, shape: int, links: set[int], height: float = 0.0) -> None:
+        """Make ground of a shape, which only these links of the robot meet."""
+        client = self._client
+        if self._heights is not None:
+            height = 0.5 * float(self._heights.min() + self._heights.max())  # Bullet centres it
         ground = p.createMultiBody(0.0, shape, -1, [0.0, 0.0, height], physicsClientId=client)
         friction = self.build.ground_friction
         p.changeDynamics(ground, -1, lateralFriction=friction, physicsClientId=client)
-        return ground
+        for link in set(range(-1, self.model.links)) - links:
+            p.setCollisionFilterPair(ground, self._body, -1, link, 0, physicsClientId=client)
+
+    def _box(self) -> int:
+        client = self._client
+        return p.createCollisionShape(p.GEOM_BOX, halfExtents=BOX, physicsClientId=client)
+
+    def _height_field(self) -> int:
+        assert self._heights is not None
+        rows, columns = self._heights.shape
+        return p.createCollisionShape(
+            p.GEOM_HEIGHTFIELD,
+            meshScale=[self.build.spacing, self.build.spacing, 1.0],
+            heightfieldData=self._heights.ravel().tolist(),
+            numHeightfieldRows=columns,
+            numHeightfieldColumns=rows,
+            physicsClientId=self._client,
+        )
 
     def close(self) -> None:
         """Give up the client."""
@@ -356,9 +372,7 @@ class BulletWorld:
         """Find out which feet touch the ground, and whether a link does that must not."""
         model = self.model
         touching, illegal = [0.0] * len(model.feet), 0.0
-        points = p.getContactPoints(
-            bodyA=self._body, bodyB=self._ground, physicsClientId=self._client
-        )
+        points = p.getContactPoints(bodyA=self._body, physicsClientId=self._client)
         for point in points:
             if point[8] > self.build.contact_distance:
                 continue
