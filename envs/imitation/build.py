@@ -62,6 +62,7 @@ def build_task(
     """
     chosen = _spec(spec, randomize, push, evaluation, changes)
     table = get_robot(robot)
+    _check_legs(chosen, table)
     clips = ClipSet([load_clip(source, table) for source in _listed(clip)], table)
     ground = make_terrain(terrain)
     settings: dict[str, Any] = (
@@ -113,6 +114,15 @@ def _spec(
         )
         chosen = replace(chosen, episode=episode)
     return chosen
+
+
+def _check_legs(spec: Spec, robot: Robot) -> None:
+    heights = (spec.termination.trunk_height, spec.termination.knee_height)
+    if not robot.legs and heights != (None, None):
+        raise ConfigError(
+            f"the robot '{robot.name}' has no legs in whose length termination.trunk_height and "
+            "knee_height could be told: use spec 'humanoid', or set both to null"
+        )
 
 
 def _listed(clip: Clips) -> Sequence[Source]:

@@ -289,6 +289,7 @@ def test_evaluation_means_the_same_whatever_training_does():
         ({"observation": {"terms": ["imus"]}}, "imu"),
         ({"termination": {"tilt": "steep"}}, "termination.tilt"),
         ({"clip": []}, "clip"),
+        ({"robot": "humanoid", "clip": "humanoid3d_walk"}, "use spec 'humanoid'"),
     ],
 )
 def test_mistakes_name_the_fix(arguments, hint):
