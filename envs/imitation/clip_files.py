@@ -116,9 +116,9 @@ def find_clip(name: str, robot: Robot, fps: float = 30.0) -> Clip:
     Raises:
         ClipError: there is no such clip, or it is damaged.
     """
-    gait, changes = parse_gait(name) if not os.path.exists(name) else ("", {})
+    gait = name.partition(":")[0]
     if gait in GAITS:
-        return generate(robot, gait, changes)
+        return generate(robot, *parse_gait(name))
     bundled = bundled_clips()
     if name in bundled:
         clip = read_clip(bundled[name], robot)
@@ -126,7 +126,7 @@ def find_clip(name: str, robot: Robot, fps: float = 30.0) -> Clip:
     is_path = Path(name).suffix in SUFFIXES or "/" in name or "\\" in name
     if is_path or os.path.exists(name):
         return read_clip(Path(name), robot, fps)
-    raise ClipError(f"there is no clip '{short(name)[1:-1]}': {suggest(name, clip_names())}")
+    raise ClipError(f"there is no clip '{short(name)[1:-1]}': {suggest(gait, clip_names())}")
 
 
 # ----- Files -------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ from rlgym.settings import short, suggest
 
 MAX_FRAMES = 200_000
 """More than an hour at 50 Hz; a longer clip is a mistake."""
+BEYOND = 1.0
+"""Radians by which a clip may go beyond a joint's limit: mocap of another body does, a little."""
 UNIT_TOLERANCE = 0.01
 """How far a quaternion's norm may be from 1 through rounding in a text file."""
 
@@ -95,17 +97,18 @@ class Clip:
         """Return the clip with its joints in the robot's order.
 
         Raises:
-            ClipError: the clip has other joints than the robot.
+            ClipError: the clip has other joints than the robot, or bends them far beyond limits.
         """
         if set(self.joint_names) != set(robot.joints):
             _refuse_joints(self, robot)
         if self.joint_names == robot.joints:
-            return self
+            return _check_limits(self, robot)
         starts = dict(zip(self.joint_names, np.cumsum((0, *self.widths)), strict=False))
         widths = dict(zip(self.joint_names, self.widths, strict=True))
         columns = [starts[name] + k for name in robot.joints for k in range(widths[name])]
         spherical = tuple(widths[name] == 4 for name in robot.joints) if self.spherical else ()
-        return replace(self, joint_names=robot.joints, q=self.q[:, columns], spherical=spherical)
+        ordered = replace(self, joint_names=robot.joints, q=self.q[:, columns], spherical=spherical)
+        return _check_limits(ordered, robot)
 
 
 def _check_frames(clip: Clip) -> None:
@@ -159,6 +162,21 @@ def _check_numbers(clip: Clip) -> None:
                 f"clip '{clip.name}': frame {frame} of {field} is no rotation: a quaternion of "
                 f"norm {norm[frame]:.3g} instead of 1 (is the order of the columns right?)"
             )
+
+
+def _check_limits(clip: Clip, robot: Robot) -> Clip:
+    """Return the clip if its hinges stay within `BEYOND` of the robot's limits."""
+    starts = np.cumsum((0, *clip.widths))
+    bounds = zip(robot.joints, clip.widths, starts, robot.lower, robot.upper, strict=False)
+    for joint, width, start, lower, upper in bounds:
+        angles = clip.q[:, start]
+        if width == 1 and (angles.min() < lower - BEYOND or angles.max() > upper + BEYOND):
+            raise ClipError(
+                f"clip '{clip.name}' turns {joint} from {angles.min():.3g} to {angles.max():.3g} "
+                f"rad, far beyond {robot.name}'s limits of {lower:.3g} and {upper:.3g}: are these "
+                "degrees, or angles of another convention?"
+            )
+    return clip
 
 
 def _refuse_joints(clip: Clip, robot: Robot) -> None:

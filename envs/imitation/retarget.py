@@ -17,7 +17,7 @@ from rlgym.envs.imitation.rotations import heading_quat, rotate, rotate_inverse
 from rlgym.envs.physics.robots import Robot
 from rlgym.errors import ClipError
 
-REACH = 0.02
+REACH = 0.06
 """How far a foot may stay from its place because of the joints' limits, for legs of 0.4 m."""
 MIRRORED_LEGS = (1, 0, 3, 2)
 """The leg across for each of front right, front left, rear right, rear left."""
@@ -65,7 +65,7 @@ def retarget(
         feet = _closed(feet)
         pos[:, 2] = _closed(pos[:, 2])
     pos[:, 2] += target.feet[0].radius - _floor(pos, quat, feet)
-    q, _ = leg_angles(target, feet)
+    q, _ = leg_angles(target, _within_reach(target, feet))
     _check_reach(clip, target, feet, q)
     return replace(
         clip,
@@ -127,6 +127,25 @@ def _closed(values: np.ndarray) -> np.ndarray:
     """Spread the difference between the last frame and the first one over all frames."""
     share = np.linspace(-0.5, 0.5, len(values)).reshape(-1, *[1] * (values.ndim - 1))
     return values - share * (values[-1] - values[0])
+
+
+def _within_reach(robot: Robot, feet: np.ndarray) -> np.ndarray:
+    """Bring feet (F, 4, 3) along their legs to where the knees' limits let them be."""
+    knees = np.array([robot.lower[2::3], robot.upper[2::3]])
+    zero = np.array([leg.shank_zero for leg in robot.legs])
+    thigh, shank = (np.array([getattr(leg, k) for leg in robot.legs]) for k in ("thigh", "shank"))
+    side = np.array([leg.abduction for leg in robot.legs])
+    ends = np.sqrt(thigh**2 + shank**2 + 2 * thigh * shank * np.cos(knees + zero))
+    hips = np.array([leg.hip for leg in robot.legs])
+    x, y, z = np.moveaxis(feet - hips, -1, 0)
+    depth = np.sqrt(np.maximum(y**2 + z**2 - side**2, 0))  # in the leg's plane, below the hip
+    reach = np.hypot(x, depth)
+    share = reach.clip(ends.min(0), ends.max(0)) / np.maximum(reach, 1e-9)
+    turn = np.arctan2(z, y) - np.arctan2(-depth, side)
+    depth = depth * share
+    y = side * np.cos(turn) + depth * np.sin(turn)
+    z = side * np.sin(turn) - depth * np.cos(turn)
+    return np.stack([x * share, y, z], -1) + hips
 
 
 def _check_reach(clip: Clip, target: Robot, feet: np.ndarray, q: np.ndarray) -> None:

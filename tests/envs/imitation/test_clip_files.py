@@ -225,8 +225,16 @@ def test_a_gait_by_name_by_text_and_by_mapping():
     assert {"trot", "sit", "laikago_walk", "humanoid3d_walk"} <= set(clip_names())
 
 
+def test_a_folder_of_a_gaits_name_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trot").mkdir()
+    assert load_clip("trot", A1).name == "trot"
+
+
 WRONG_NAMES = [
     ("trott", "no clip 'trott': did you mean 'trot'"),
+    ("trott:speed=.8", "no clip 'trott:speed=.8': did you mean 'trot'"),
+    ("trot:fast", "'fast' in 'trot:fast' is no parameter"),
     ("laikago_wlak", "no clip 'laikago_wlak': did you mean 'laikago_walk'"),
     ("absent/dog.txt", "absent/dog.txt: No such file"),
     ("absent.npz", "absent.npz: No such file"),

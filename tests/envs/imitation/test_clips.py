@@ -203,6 +203,7 @@ BAD = [
     ({"dt": float("nan")}, "has no duration"),
     ({"joint_names": ("FR_hip_joint",) * 12}, "names a joint twice"),
     ({"joint_names": (*A1.joints[:11], "FR_hipp_joint")}, "'FR_hipp_joint' that a1 has not"),
+    ({"q": np.degrees(np.tile(POSE, (5, 1)))}, "FR_upper_joint from 51.6 to 51.6 rad, far beyond"),
     ({"spherical": (True,)}, "for 1 of 12 joints whether they are spherical"),
 ]
 

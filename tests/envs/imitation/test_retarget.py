@@ -8,7 +8,7 @@ import pytest
 from rlgym.envs.imitation.clip_files import load_clip
 from rlgym.envs.imitation.clips import ClipSet
 from rlgym.envs.imitation.gaits import generate, leg_scale
-from rlgym.envs.imitation.kinematics import foot_positions
+from rlgym.envs.imitation.kinematics import feet_in_base, foot_positions
 from rlgym.envs.imitation.retarget import mirror, retarget
 from rlgym.envs.imitation.rotations import heading, to_rpy
 from rlgym.envs.physics.robots import get_robot
@@ -74,6 +74,26 @@ def test_a_scale_shrinks_the_motion():
     small = load_clip({"file": "laikago_walk", "scale": 0.6}, A1)
     assert np.ptp(small.root_pos[:, 0]) == pytest.approx(0.336 * 0.6, abs=0.001)
     assert retarget(clip, A1, A1, scale=0.5).root_pos[-1, 0] == pytest.approx(half)
+
+
+def test_a_leg_that_is_too_short_points_at_the_foots_place():
+    clip = generate(A1, "trot")
+    tall = retarget(clip, A1, A1, scale=1.45, close=False)
+    wanted = 1.45 * (feet_in_base(A1, clip.q) - hips(A1))
+    got = feet_in_base(A1, tall.q) - hips(A1)
+    # with the thigh and the shank of .2 m, and a knee that stays .916 rad from straight
+    length = 0.4 * np.cos(0.916297857297 / 2)
+    reach = np.hypot(got[..., 0], got[..., 2])
+    assert reach.max() == pytest.approx(length, abs=1e-6)
+    short = np.hypot(wanted[..., 0], wanted[..., 2]) > length + 1e-3
+    assert 0.2 < short.mean() < 0.8
+    slope = (wanted[..., 0] / wanted[..., 2])[short]
+    assert (got[..., 0] / got[..., 2])[short] == pytest.approx(slope, abs=1e-6)
+    assert tall.q[:, 2::3].max() == pytest.approx(-0.916297857297)
+
+
+def hips(robot):
+    return np.array([leg.hip for leg in robot.legs])
 
 
 def test_what_legs_cannot_reach_is_refused():
