@@ -128,13 +128,9 @@ class Figure:
 
     def image(
         self, width: int, height: int, view: Any, projection: Any
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Draw the robot alone.
-
-        Returns:
-            (height, width, 3) colours, (height, width) depth from 0 to 1, and where the robot is.
-        """
-        _, _, rgba, depth, owner = pybullet.getCameraImage(
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the robot alone; return colours (height, width, 3) and where it is (height, width)."""
+        _, _, rgba, _, owner = pybullet.getCameraImage(
             width,
             height,
             view,
@@ -146,7 +142,7 @@ class Figure:
         )
         shape = (height, width)
         colours = np.reshape(rgba, (*shape, 4))[..., :3].astype(np.float32)
-        return colours, np.reshape(depth, shape), np.reshape(owner, shape) >= 0
+        return colours, np.reshape(owner, shape) >= 0
 
 
 class View:
@@ -202,15 +198,13 @@ class View:
             target.tolist(), camera.distance, camera.yaw, camera.pitch, 0.0, 2
         )
         self._figure.pose(pose)
-        colours, depth, owned = self._figure.image(self.width, self.height, view, self._projection)
+        colours, owned = self._figure.image(self.width, self.height, view, self._projection)
         picture = self._ground(np.reshape(view, (4, 4)).T, target)
         picture[owned] = colours[owned]
         if ghost is not None and self._ghost is not None:
             self._ghost.pose(ghost)
-            second, behind, mask = self._ghost.image(
-                self.width, self.height, view, self._projection
-            )
-            mask &= ~owned | (behind < depth)
+            second, mask = self._ghost.image(self.width, self.height, view, self._projection)
+            mask &= ~owned  # always behind the robot: two poses on top of each other hide both
             colour = 0.5 * second[mask] + 127.5 * np.array(GHOST)  # blue, whatever its textures
             picture[mask] += GHOST_OPACITY * (colour - picture[mask])
         return picture.astype(np.uint8)
@@ -254,7 +248,7 @@ class View:
         projection = pybullet.computeProjectionMatrixFOV(
             math.degrees(2 * math.atan(half)), 1.0, 0.5 * LIGHT_DISTANCE, 2 * LIGHT_DISTANCE
         )
-        owned = self._figure.image(SHADOW_PIXELS, SHADOW_PIXELS, view, projection)[2]
+        _, owned = self._figure.image(SHADOW_PIXELS, SHADOW_PIXELS, view, projection)
         matrix = np.reshape(view, (4, 4)).T
         seen = points @ matrix[:3, :3].T + matrix[:3, 3]
         place = seen[:, :2] / (-seen[:, 2:] * half) * (0.5, -0.5) + 0.5
