@@ -26,6 +26,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "ppo-update": ("ppo_update", "time of a PPO minibatch, against SB3's"),
     "sac": ("sac", "steps per second of SAC at one update per step, against SB3's"),
     "sac-pendulum": ("sac_pendulum", "seconds until SAC swings up Pendulum, against SB3's"),
+    "imitate-step": ("imitate_step", "env steps per second of the imitation worlds, per engine"),
     "imitate-trot": ("imitate_trot", "seconds until A1 trots like its clip, and in PyBullet"),
     "imitate-gaits": ("imitate_gaits", "the same for a pace, a bound and a recorded walk"),
     "imitate-reference": (
