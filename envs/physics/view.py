@@ -129,7 +129,7 @@ class Figure:
     def image(
         self, width: int, height: int, view: Any, projection: Any
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draw the robot alone; return colours (height, width, 3) and where it is (height, width)."""
+        """Draw the robot alone; return colours (height, width, 3) and where it is."""
         _, _, rgba, _, owner = pybullet.getCameraImage(
             width,
             height,
