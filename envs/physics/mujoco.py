@@ -270,8 +270,10 @@ class MujocoEngine:
             if self.actuation.limit_torque:
                 limit = np.repeat(self.robot.torque_limit, self._widths())
                 torque = np.clip(torque, -limit, limit)
-        state.torque[:] = torque[:, -1]
         speed = self._states[:, :, self._v]
+        if self.robot.damped_joints:
+            torque = torque - self._model.dof_damping[self._compiled.v_index] * speed
+        state.torque[:] = torque[:, -1]
         np.einsum("bkv,bkv->b", np.abs(torque), np.abs(speed), out=state.power)
         state.power /= self.actuation.substeps
         if self._compiled.contact_sensors:
@@ -376,9 +378,11 @@ class MujocoEngine:
             mujoco.mj_setConst(model, self._data[0])
         if "friction" in values:
             model.geom_friction[self._compiled.foot_geoms, 0] = values["friction"]
+        strength = values.get("motor_strength", 1.0)
+        kp, kd = strength * values.get("kp", 1.0), strength * values.get("kd", 1.0)
+        at = self._compiled.v_index
+        model.dof_damping[at] = base.dof_damping[at] * kd + values.get("viscous", 0.0)
         if not values.keys().isdisjoint(("motor_strength", "kp", "kd")):
-            strength = values.get("motor_strength", 1.0)
-            kp, kd = strength * values.get("kp", 1.0), strength * values.get("kd", 1.0)
             repeat = base.nu // self.robot.nv
             kp, kd = (np.tile(np.broadcast_to(x, self.robot.nv), repeat) for x in (kp, kd))
             model.actuator_gainprm[:, 0] = base.actuator_gainprm[:, 0] * kp
@@ -386,8 +390,6 @@ class MujocoEngine:
             model.actuator_biasprm[:, 2] = base.actuator_biasprm[:, 2] * kd
             if self.actuation.target_clip is not None:  # the bound of the error, not of the torque
                 model.actuator_forcerange[:] = base.actuator_forcerange * kp[:, None]
-        if "viscous" in values:
-            model.dof_damping[self._compiled.v_index] = values["viscous"]
         if "coulomb" in values:
             model.dof_frictionloss[self._compiled.v_index] = values["coulomb"]
 

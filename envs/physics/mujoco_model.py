@@ -105,6 +105,10 @@ def compile_model(
         model.body_inertia[1:] += robot.added_inertia
         mujoco.mj_setConst(model, mujoco.MjData(model))
     q_index, v_index = _indices(model, robot)
+    if robot.damped_joints:
+        widths = [3 if spherical else 1 for spherical in robot.is_spherical]
+        model.dof_damping[v_index] = np.repeat(robot.kd, widths)
+        model.actuator_biasprm[:, 2] = 0.0
     feet = np.array([i for i in range(model.ngeom) if model.geom(i).name in feet], dtype=int)
     return Compiled(model, q_index, v_index, feet, allowed)
 

@@ -97,6 +97,9 @@ class Robot:
     added_inertia: float = 0.0
     """Rotational inertia that each link that moves has about every axis besides its own, kg m^2:
     motors' rotors, where servos are too strong for links as light as the file's."""
+    damped_joints: bool = False
+    """`kd` is the joints' own damping, which limits of torque do not bound; PyBullet keeps it in
+    the servos."""
     friction: float = 1.0
     """Lateral friction coefficient of feet on ground."""
     licence: str = ""
@@ -350,9 +353,10 @@ register_robot(
         base_rotation=(math.sqrt(0.5), 0.0, 0.0, math.sqrt(0.5)),
         spherical=(True, True, *(True, False, True, True, False) * 2),
         scale=0.25,
-        # 90 N m on feet of 0.001 kg m^2 is 400 rad/s within one step of 1/240 s: without this,
-        # servos that reach their limits shake, and the same policy follows a clip half as well
+        # 90 N m on feet of 0.001 kg m^2 is 400 rad/s within one step of 1/240 s: without these two,
+        # servos that reach their limits shake, and the same actions earn half the reward
         added_inertia=0.02,
+        damped_joints=True,
         friction=0.9,
         licence="pybullet_data (zlib); model of DeepMimic by Xue Bin Peng (MIT)",
     )
