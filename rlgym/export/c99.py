@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rlgym.deploy import graph as g
+from rlgym.deploy.graph import Graph, Op
+from rlgym.deploy.reference import LAYER_NORM_EPSILON
 from rlgym.errors import UserError
 from rlgym.export import c99_text as c
-from rlgym.export import graph as g
-from rlgym.export.graph import Graph, Op
-from rlgym.export.reference import LAYER_NORM_EPSILON
 
 PER_LINE = 8
 """Numbers on a line of an array."""

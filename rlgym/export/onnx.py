@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from rlgym.agents.distributions import FORBIDDEN
+from rlgym.deploy import graph as g
+from rlgym.deploy.graph import Graph, Op
+from rlgym.deploy.reference import LAYER_NORM_EPSILON
 from rlgym.errors import MissingExtraError
-from rlgym.export import graph as g
-from rlgym.export.graph import Graph, Op
-from rlgym.export.reference import LAYER_NORM_EPSILON
 
 try:
     import onnx

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from rlgym.deploy import graph as g
+from rlgym.deploy.reference import run
 from rlgym.errors import UserError
-from rlgym.export import graph as g
 from rlgym.export.c99 import pack_actions, pack_inputs, write_c99
-from rlgym.export.graph import read_policy
-from rlgym.export.reference import run
+from rlgym.export.read import read_policy
 from tests.export.policies import KINDS, make_policy, observations
 from tests.export.test_graph import arrays_of
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from rlgym.agents.policy import ActorCritic
 from rlgym.config import NetworkConfig
+from rlgym.deploy import graph as g
+from rlgym.deploy.reference import run, to_world
 from rlgym.errors import UserError
-from rlgym.export import graph as g
-from rlgym.export.graph import read_policy
-from rlgym.export.reference import run, to_world
+from rlgym.export.read import read_policy
 from rlgym.spaces import Layout, tree_items
 from tests.export.policies import BOUNDED, KINDS, VECTOR, make_policy, observations
 

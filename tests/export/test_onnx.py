@@ -8,10 +8,10 @@ import onnxruntime
 import pytest
 import torch
 
-from rlgym.export import graph as g
-from rlgym.export.graph import read_policy
+from rlgym.deploy import graph as g
+from rlgym.deploy.reference import run
 from rlgym.export.onnx import OPSETS, to_onnx, write_onnx
-from rlgym.export.reference import run
+from rlgym.export.read import read_policy
 from tests.export.policies import KINDS, make_policy, observations
 from tests.export.test_graph import arrays_of
 

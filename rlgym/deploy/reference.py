@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlgym.export import graph as g
-from rlgym.export.graph import Graph, Op
+from . import graph as g
+from .graph import Graph, Op
 
 LAYER_NORM_EPSILON = 1e-5
 """torch's."""
