@@ -10,6 +10,7 @@ import numpy as np
 
 from rlgym.envs.imitation.clip_files import Source, load_clip
 from rlgym.envs.imitation.clips import ClipSet
+from rlgym.envs.imitation.kinematics import leg_length
 from rlgym.envs.imitation.spec import RANDOMIZE, RandomizeSpec, Spec, get_spec
 from rlgym.envs.imitation.task import ImitationTask
 from rlgym.envs.physics import make_engine
@@ -17,9 +18,6 @@ from rlgym.envs.physics.robots import Robot, get_robot
 from rlgym.envs.physics.terrain import Terrain, make_terrain
 from rlgym.errors import ConfigError
 from rlgym.settings import change, suggest
-
-_WORKERS = {"mujoco": "num_threads", "bullet": "num_workers", "pybullet": "num_workers"}
-"""What each engine calls the number of its processes or threads."""
 
 Clips = Source | Sequence[Source]
 """One clip, or several of which each episode imitates one."""
@@ -38,6 +36,8 @@ def build_task(
     push: float = 0.0,
     evaluation: bool = False,
     num_workers: int | None = None,
+    timeout: float = 60.0,
+    max_restarts: int = 10,
     **changes: Any,
 ) -> ImitationTask:
     """Build a task, and the engine that it owns.
@@ -54,7 +54,10 @@ def build_task(
         push: largest change of the base's velocity along x and y, m/s, about every two seconds.
         evaluation: what a score means: 10 s from a random phase of the reference, the same for all
             training settings of the episode.
-        num_workers: processes or threads of the engine; None: one per core.
+        num_workers: processes of PyBullet (0: none but this one), or threads of MuJoCo; None: one
+            per core.
+        timeout: seconds to wait for a process before it is replaced.
+        max_restarts: processes that are replaced before the engine gives up.
         changes: to the spec, section by section: action={"scale": 0.3}.
 
     Raises:
@@ -62,15 +65,16 @@ def build_task(
     """
     chosen = _spec(spec, randomize, push, evaluation, changes)
     table = get_robot(robot)
+    if chosen.termination.knee_height is not None or chosen.termination.trunk_height is not None:
+        leg_length(table)  # refuses a robot that has none, before anything is built
     _check_legs(chosen, table)
     clips = ClipSet([load_clip(source, table) for source in _listed(clip)], table)
     ground = make_terrain(terrain)
-    settings: dict[str, Any] = (
-        {} if num_workers is None else {_WORKERS.get(engine, engine): num_workers}
-    )
-    if not ground.is_flat:
-        settings["terrain"] = ground
+    settings: dict[str, Any] = {} if ground.is_flat else {"terrain": ground}
+    if num_workers is not None:
+        settings["num_threads" if engine == "mujoco" else "num_workers"] = num_workers
     if engine in ("bullet", "pybullet"):
+        settings |= {"timeout": timeout, "max_restarts": max_restarts}
         settings |= asdict(chosen.physics.bullet)
     worlds = make_engine(
         engine,

@@ -43,6 +43,8 @@ def make_imitation(
     evaluation: bool = False,
     render_mode: str | None = None,
     num_workers: int | None = None,
+    timeout: float = 60.0,
+    max_restarts: int = 10,
     crash_dir: str | Path | None = None,
     **changes: Any,
 ) -> ImitationVectorEnv:
@@ -53,10 +55,10 @@ def make_imitation(
         device: of the tensors that are returned.
         seed: slot i is seeded with `seed + i`.
         output: "torch" or "numpy".
-        num_workers: processes of PyBullet, or threads of MuJoCo; None: one per core.
+        render_mode: "rgb_array" to render slots, "human" to show slot 0 in a window.
         crash_dir: folder for reports of worlds whose physics blew up.
-        engine, robot, clip, spec, randomize, terrain, push, evaluation, render_mode, changes: see
-            `rlgym.envs.imitation.build.build_task`.
+        engine, robot, clip, spec, randomize, terrain, push, evaluation, num_workers, timeout,
+            max_restarts, changes: see `rlgym.envs.imitation.build.build_task`.
 
     Raises:
         UserError: an unknown engine, robot, clip, spec or setting, or what the engine cannot do.
@@ -73,6 +75,8 @@ def make_imitation(
         push=push,
         evaluation=evaluation,
         num_workers=num_workers,
+        timeout=timeout,
+        max_restarts=max_restarts,
         **changes,
     )
     return ImitationVectorEnv(
@@ -175,8 +179,13 @@ class ImitationVectorEnv(VectorEnv):
         arrays.reward[lost] = 0.0
         arrays.active[lost] = False
         arrays.extras[lost] = np.nan
-        self.health["blow_ups"] += len(lost)
         self.health["lost_slots"] += len(lost)
+        losses = list(getattr(self.task.engine, "losses", ()))[self.health["restarts"] :]
+        if losses:  # a process took its worlds with it: the physics is not to blame
+            self.health["restarts"] += len(losses)
+            print(f"rlgym: {'; '.join(losses)}; episodes there end as truncated", file=sys.stderr)
+            return
+        self.health["blow_ups"] += len(lost)
         for row in lost.tolist():
             if len(self.crash_reports) == MAX_REPORTS:
                 return

@@ -4,6 +4,7 @@ import json
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -46,12 +47,14 @@ def same(a, b) -> bool:
 @pytest.mark.parametrize(
     "kwargs",
     [
-        {},
-        {"output": "numpy"},
-        {"spec": "reference", "robot": "laikago", "clip": "laikago_walk"},
         HARD,
+        pytest.param({"output": "numpy"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"spec": "reference", "robot": "laikago", "clip": "laikago_walk"},
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["modern", "numpy", "reference", "hard"],
+    ids=["hard", "numpy", "reference"],
 )
 def test_contract(kwargs):
     findings = check(lambda: make(3, **kwargs), steps=40, seconds=0.7)
@@ -125,6 +128,24 @@ def test_bullet_begins_new_episodes_and_says_so():
     obs, info = env.restore(env.snapshot())
     assert not info["replayed"].any() and env.health["unreplayed"] == 2
     assert not same(obs, before) and all(torch.isfinite(value).all() for value in obs.values())
+    env.close()
+
+
+def test_a_killed_worker_is_replaced_and_its_slots_are_lost(capsys):
+    env = make_imitation(4, engine="bullet", num_workers=2)
+    env.reset(seed=0)
+    env.step(torch.zeros(4, 12))
+    children = psutil.Process().children(recursive=True)
+    workers = [child for child in children if "bullet_worker" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    _, reward, terminated, truncated, info = env.step(torch.zeros(4, 12))
+    assert (~info["active"]).sum() == 2 and not terminated.any()
+    assert torch.equal(truncated, ~info["active"]) and not reward[truncated].any()
+    assert env.health["restarts"] == 1 and env.health["lost_slots"] == 2
+    assert env.health["blow_ups"] == 0 and "worker" in capsys.readouterr().err
+    *_, info = env.step(torch.zeros(4, 12))
+    assert info["active"].all()
     env.close()
 
 

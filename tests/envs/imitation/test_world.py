@@ -28,6 +28,7 @@ def test_gymnasiums_checker_is_content(kwargs):
     env.close()
 
 
+@pytest.mark.slow
 def test_our_checker_is_content():
     findings = check(rlgym.envs.imitation.WORLD, steps=12, seconds=0.5)
     assert [str(finding) for finding in findings if finding.severity == "error"] == []
