@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from rlgym.bench.harness import Case, Result, say
 from rlgym.envs.imitation.build import build_task
@@ -84,7 +85,8 @@ def play(
     """Let a policy imitate a clip with Laikago in `episodes` worlds of the reference spec.
 
     Args:
-        policy: has `act` for observations (n, 160), and `reset`.
+        policy: has `act` and `reset`, for observations (n, 160) or, if its critic saw more, a Dict
+            of these and "privileged" ones.
         clip: a file of the original's dialect.
         episodes: worlds; each plays one.
         seed: of the first world.
@@ -95,6 +97,7 @@ def play(
         num_workers: processes; None: one per core, 0: none but this.
     """
     spec = SPECS["reference"]
+    privileged = isinstance(policy.observation_space, spaces.Dict)
     task = build_task(
         episodes,
         seed=seed,
@@ -103,6 +106,7 @@ def play(
         clip=str(clip),
         spec=spec,
         num_workers=num_workers,
+        observation={"privileged": privileged},
         episode={
             "reference_start": reference_start,
             "curriculum_seconds": None,
@@ -120,9 +124,9 @@ def _play(policy: Any, task: Any, steps: int) -> Episodes:
     playing = np.ones(count, np.bool_)
     result = Episodes(np.zeros(count), np.zeros(count, np.int64), np.zeros(count, np.bool_), steps)
     policy.reset()
-    obs, _ = task.reset()
+    obs, critic = task.reset()
     for _ in range(steps):
-        action = policy.act(np.asarray(obs, np.float32))
+        action = policy.act(obs if critic is None else {"policy": obs, "privileged": critic})
         step = task.step(np.asarray(action, np.float64))
         result.returns += playing * step.reward
         result.lengths += playing
@@ -130,7 +134,7 @@ def _play(policy: Any, task: Any, steps: int) -> Episodes:
             result.terms[name] = result.terms.get(name, 0.0) + float((playing * values).sum())
         result.fell |= playing & step.terminated
         playing &= ~(step.terminated | step.truncated)
-        obs = step.obs
+        obs, critic = step.obs, step.privileged
         if not playing.any():
             break
     total = result.lengths.sum()
