@@ -156,6 +156,14 @@ def test_targets_do_not_depend_on_where_and_in_which_heading_all_happens() -> No
     np.testing.assert_allclose(after, before, atol=1e-9)
 
 
+def test_targets_in_the_models_convention_turn_signs_after_offsets() -> None:
+    """Laikago has no joint with both; a robot may."""
+    robot = replace(LAIKAGO, sign=(-1.0,) * 12, offset=tuple(0.1 * i for i in range(12)))
+    ahead, level = futures(0, robot, 1, 4), np.array([[0.0, 0.0, 0.0, 1.0]])
+    found = targets(ahead, np.zeros((1, 3)), level, REFERENCE, robot).reshape(4, 19)
+    np.testing.assert_allclose(found[:, 7:], -ahead.q[0] - robot.offset, atol=1e-12)
+
+
 @pytest.mark.parametrize("degrees", [0.0, 90.0, 179.999, 180.0, -90.0, -179.999])
 def test_targets_at_every_heading(degrees: float) -> None:
     """The half-angle formulas have a sign to get right."""

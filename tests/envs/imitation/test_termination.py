@@ -88,12 +88,12 @@ def test_trunk_height_is_a_share_of_the_leg_above_the_ground() -> None:
 
 def test_knee_height_is_of_the_lowest_knee() -> None:
     # Default pose: a knee is 0.2 cos(0.9) = 0.1243 m below its hip, which is level with the base
-    s, ref = standing(3, height=0.1243 + 0.04)
-    s.root_quat = np.concatenate([about(0, 0.0), about(0, 0.05), about(2, 0.5)])
+    s, ref = standing(4, height=0.1243 + 0.04)
+    s.root_quat = np.concatenate([about(0, 0.0, 0.05, -0.05), about(2, 0.5)])
     spec = replace(OFF, knee_height=0.0875)  # of 0.4 m: 0.035 m
-    assert causes(s, ref, spec) == ["none", "knee_height", "none"]
-    lower = causes(s, ref, spec, ground=np.array([0.01, -0.02, 0.0]))
-    assert lower == ["knee_height", "none", "none"]
+    assert causes(s, ref, spec) == ["none", "knee_height", "knee_height", "none"]
+    lower = causes(s, ref, spec, ground=np.array([0.01, -0.02, -0.02, 0.0]))
+    assert lower == ["knee_height", "none", "none", "none"]
 
 
 def test_contact_counts_from_the_second_step() -> None:
