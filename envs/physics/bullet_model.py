@@ -151,6 +151,7 @@ def inspect(robot: Robot, build: Build) -> Model:
                 for own, shape in zip(_inertias(body, client)[1], inertias, strict=True)
             )
         built = whole = _Names(body, client)
+        masses, inertias = _without_invented(robot, build, whole, masses, inertias)
         if build.merge and whole.fixed:
             urdf = merged_urdf(robot, whole.parts(masses, inertias))
             flags |= p.URDF_USE_INERTIA_FROM_FILE
@@ -270,6 +271,32 @@ def _inertias(body: int, client: int) -> tuple[tuple[float, ...], tuple[tuple[fl
     links = range(-1, p.getNumJoints(body, client))
     found = [p.getDynamicsInfo(body, link, client) for link in links]
     return tuple(info[0] for info in found), tuple(info[2] for info in found)
+
+
+def _without_invented(
+    robot: Robot,
+    build: Build,
+    names: _Names,
+    masses: tuple[float, ...],
+    inertias: tuple[tuple[float, ...], ...],
+) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """Take away the 1 kg that Bullet gives a link of which the file says no mass.
+
+    Raises:
+        WorldError: there is such a link, and it is not merged into another one.
+    """
+    links = read_model(robot).links
+    bare = [links[names.name(i)].mass == 0.0 for i in range(-1, len(names.parents))]
+    if any(bare) and not build.merge:
+        name = names.name(bare.index(True) - 1)
+        raise WorldError(
+            f"robot '{robot.name}': Bullet takes link '{name}', which has no mass, for 1 kg: "
+            "give it an <inertial>, or merge links (merge=True)"
+        )
+    return (
+        tuple(0.0 if none else mass for none, mass in zip(bare, masses, strict=True)),
+        tuple((0.0,) * 3 if none else own for none, own in zip(bare, inertias, strict=True)),
+    )
 
 
 def _describe(

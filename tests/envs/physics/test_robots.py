@@ -11,10 +11,10 @@ import pytest
 
 from rlgym.envs.imitation.kinematics import foot_positions
 from rlgym.envs.physics import make_engine
-from rlgym.envs.physics.bullet_model import connect, load
+from rlgym.envs.physics.bullet_model import Build, connect, inspect, load
 from rlgym.envs.physics.engine import Actuation
 from rlgym.envs.physics.robots import ROBOTS, Robot, get_robot, register_robot
-from rlgym.envs.physics.urdf import multiply, read_model, rotate
+from rlgym.envs.physics.urdf import multiply, read_model, read_tree, rotate
 from rlgym.errors import WorldError
 from tests.envs.physics.robot_files import entry, mjcf, urdf
 
@@ -135,6 +135,25 @@ def test_an_added_robot_stands(engine, form, tmp_path: Path, table):
     assert abs(state.root_pos[0, 2] - worlds.robot.init_height) < 0.02
     assert np.abs(state.q - pose).max() < 0.1
     worlds.close()
+
+
+def test_a_link_of_which_the_file_says_no_mass_has_none(tmp_path: Path):
+    pytest.importorskip("mujoco", reason="needs the extra 'mujoco'")
+    shape = '<collision><geometry><box size=".1 .1 .1"/></geometry></collision>'
+    camera = (
+        f'<link name="camera">{shape}</link><joint name="mount" type="fixed">'
+        '<parent link="body"/><child link="camera"/><origin xyz=".2 0 .1"/></joint>'
+    )
+    path = tmp_path / "tiny.urdf"
+    path.write_text(urdf().replace("</robot>", camera + "</robot>"))
+    robot = entry(path)
+    whole = 4.0 + 4 * 0.83
+    assert read_tree(robot).mass.sum() == pytest.approx(whole)
+    assert sum(inspect(robot, Build()).masses) == pytest.approx(whole)
+    with pytest.raises(WorldError, match="link 'camera', which has no mass, for 1 kg"):
+        inspect(robot, Build(merge=False))
+    worlds = make_engine("mujoco", robot, Actuation(0.002, 15, "implicit"), 1, collide="all")
+    assert worlds._model.body_mass.sum() == pytest.approx(whole)
 
 
 def test_limits_left_out_come_from_the_urdf(tmp_path: Path, table):
