@@ -100,7 +100,10 @@ def leg_length(robot: Robot) -> float:
 
 
 def _legless(robot: Robot) -> WorldError:
-    return WorldError(f"robot '{robot.name}' has no legs: give `legs` in the robot's entry")
+    return WorldError(
+        f"robot '{robot.name}' has no legs: give `legs` in the robot's entry, or use a spec that "
+        f'measures nothing by them, such as spec="humanoid"'
+    )
 
 
 def _leg_ends(robot: Robot, q: Array, to_centre: bool = False) -> Array:
