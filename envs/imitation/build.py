@@ -10,7 +10,6 @@ import numpy as np
 
 from rlgym.envs.imitation.clip_files import Source, load_clip
 from rlgym.envs.imitation.clips import ClipSet
-from rlgym.envs.imitation.kinematics import leg_length
 from rlgym.envs.imitation.spec import RANDOMIZE, RandomizeSpec, Spec, get_spec
 from rlgym.envs.imitation.task import ImitationTask
 from rlgym.envs.physics import make_engine
@@ -65,9 +64,6 @@ def build_task(
     """
     chosen = _spec(spec, randomize, push, evaluation, changes)
     table = get_robot(robot)
-    if chosen.termination.knee_height is not None or chosen.termination.trunk_height is not None:
-        leg_length(table)  # refuses a robot that has none, before anything is built
-    _check_legs(chosen, table)
     clips = ClipSet([load_clip(source, table) for source in _listed(clip)], table)
     ground = make_terrain(terrain)
     settings: dict[str, Any] = {} if ground.is_flat else {"terrain": ground}
@@ -118,15 +114,6 @@ def _spec(
         )
         chosen = replace(chosen, episode=episode)
     return chosen
-
-
-def _check_legs(spec: Spec, robot: Robot) -> None:
-    heights = (spec.termination.trunk_height, spec.termination.knee_height)
-    if not robot.legs and heights != (None, None):
-        raise ConfigError(
-            f"the robot '{robot.name}' has no legs in whose length termination.trunk_height and "
-            "knee_height could be told: use spec 'humanoid', or set both to null"
-        )
 
 
 def _listed(clip: Clips) -> Sequence[Source]:

@@ -53,8 +53,7 @@ class Rows:
         if isinstance(array, np.ndarray):
             array[self.index] = values
         else:
-            values = array.new_tensor(values) if isinstance(values, (int, float)) else values
-            array.copy_(choose_rows(self.mask, values.to(array.dtype), array))
+            array.copy_(choose_rows(self.mask, values, array))
 
 
 class Episodes:

@@ -17,6 +17,7 @@ from rlgym.envs.imitation.termination import CAUSES
 from rlgym.envs.physics.robots import get_robot
 from rlgym.envs.physics.terrain import make_terrain
 from rlgym.errors import ConfigError, UserError
+from tests.agents.test_device_clean import DeviceClean
 from tests.envs.imitation.puppet import Puppet
 
 A1 = get_robot("a1")
@@ -255,6 +256,21 @@ def test_torch_does_what_numpy_does(spec):
             near(ours.privileged, theirs.privileged, share)
 
 
+@pytest.mark.parametrize("spec", ["modern", "reference"])
+def test_a_step_on_torch_reads_nothing_back(spec):
+    """So that the task of an engine on an accelerator can be captured with it."""
+    changes = {"randomize": {"noise_angle": 0.01, "push": 0.3, "mass": [0.8, 1.2]}}
+    changes["episode"] = {"perturb": 0.3, "reference_start": 0.7, "switch_seconds": [0.1, 0.2]}
+    task = puppet_task(8, ["trot", "turn", "sit"], True, spec, **changes)
+    task.reset()
+    act = torch.zeros(8, 12)
+    task.step(act)  # constants are made once
+    with DeviceClean() as mode:
+        for _ in range(3):
+            task.step(act)
+    assert mode.found == []
+
+
 def near(ours: np.ndarray, theirs: torch.Tensor, share: float) -> None:
     rows = np.isclose(ours.astype(float), theirs.double().numpy(), atol=5e-3, rtol=1e-3)
     assert rows.reshape(len(rows), -1).all(1).mean() >= share
@@ -289,7 +305,7 @@ def test_evaluation_means_the_same_whatever_training_does():
         ({"observation": {"terms": ["imus"]}}, "imu"),
         ({"termination": {"tilt": "steep"}}, "termination.tilt"),
         ({"clip": []}, "clip"),
-        ({"robot": "humanoid", "clip": "humanoid3d_walk"}, "use spec 'humanoid'"),
+        ({"robot": "humanoid", "clip": "humanoid3d_walk"}, 'spec="humanoid"'),
     ],
 )
 def test_mistakes_name_the_fix(arguments, hint):
