@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from rlgym.envs.imitation.clip_checks import FRAME_TIMES, MAX_FRAMES
 from rlgym.envs.imitation.clip_json import UNKNOWN_LICENCE, parse_json_clip
-from rlgym.envs.imitation.clips import MAX_FRAMES, Clip
+from rlgym.envs.imitation.clips import Clip
 from rlgym.envs.imitation.gaits import GAITS, generate, parse_gait
 from rlgym.envs.imitation.retarget import mirror, retarget
 from rlgym.envs.imitation.rotations import conjugate, multiply, normalize, rotate
@@ -394,7 +395,7 @@ def _number(arrays: Mapping[str, np.ndarray], key: str, path: Path) -> float:
 
 
 def _frame_time(fps: float, path: Path) -> float:
-    if not (math.isfinite(fps) and fps > 0):
+    if not 1 / FRAME_TIMES[1] <= fps <= 1 / FRAME_TIMES[0]:
         raise ClipError(f"{path}: {fps} frames per second is no frame rate: say --fps 30 or such")
     return 1 / fps
 

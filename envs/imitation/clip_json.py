@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from rlgym.envs.imitation.clips import MAX_FRAMES, Clip, ClipSet
+from rlgym.envs.imitation.clip_checks import FRAME_TIMES, LARGEST, MAX_FRAMES
+from rlgym.envs.imitation.clips import Clip, ClipSet
 from rlgym.envs.imitation.rotations import about_z, conjugate, heading, multiply, rotate
 from rlgym.envs.physics.robots import Robot, get_robot
 from rlgym.errors import ClipError
@@ -68,14 +69,19 @@ def _frames(rows: Any, path: Path) -> np.ndarray:
         if not all(type(value) in (int, float) for value in row):
             raise ClipError(f"{path}: frame {number} holds something that is not a number")
     try:
-        return np.array(rows, float)
+        frames = np.array(rows, float)
     except OverflowError:
         raise ClipError(f"{path} holds a number that is too large") from None
+    large = abs(frames) > LARGEST
+    if (large & np.isfinite(frames)).any():
+        value = frames[large][0]
+        raise ClipError(f"{path} holds {value:.3g}: no position, angle or time is that large")
+    return frames
 
 
 def _setting(document: dict[str, Any], key: str, kinds: tuple[type, ...], path: Path) -> Any:
     value = document[key]
-    if type(value) not in kinds:
+    if type(value) not in kinds or abs(value) > LARGEST:
         raise ClipError(f"{path}: {key} is {short(value)}, expected {kinds[-1].__name__}")
     return value
 
@@ -92,7 +98,7 @@ def _motion_imitation(
         for key in ("EnableCycleOffsetPosition", "EnableCycleOffsetRotation")
     }
     source = robot
-    if frames.shape[1] == 19 and _stands_y_up(frames[:, 3:7], path):
+    if frames.shape[1] == 19 and _stands_y_up(frames[:, 3:7]):
         source = get_robot("laikago")
     if any(source.spherical) or frames.shape[1] != 7 + len(source.joints):
         raise ClipError(
@@ -188,7 +194,7 @@ def _humanoid(frames: np.ndarray, path: Path) -> Clip:
 def _nearly_unit(quats: np.ndarray) -> np.ndarray:
     """Normalize quaternions (F, 4) that are off by at most `LOOSE`; leave others to the check."""
     norm = np.linalg.norm(quats, axis=1, keepdims=True)
-    return np.where(abs(norm - 1) < LOOSE, quats / np.where(norm > 0, norm, 1), quats)
+    return quats / np.where(abs(norm - 1) < LOOSE, norm, 1)
 
 
 def _uniform(clip: Clip, durations: np.ndarray, path: Path) -> Clip:
@@ -197,8 +203,10 @@ def _uniform(clip: Clip, durations: np.ndarray, path: Path) -> Clip:
     Frames that last differently are resampled at the shortest duration.
     """
     steps = durations[:-1]
-    if len(steps) == 0 or not np.isfinite(steps).all() or (steps <= 0).any():
-        raise ClipError(f"{path}: each frame but the last needs a duration above 0 s")
+    if len(steps) == 0 or not (steps >= FRAME_TIMES[0]).all():
+        raise ClipError(
+            f"{path}: each frame but the last needs a duration of {FRAME_TIMES[0]} s or more"
+        )
     shortest = float(steps.min())
     if np.ptp(steps) < 1e-5:
         return replace(clip, dt=float(steps.mean()))
@@ -229,10 +237,10 @@ def _without_base(quat: np.ndarray, robot: Robot) -> np.ndarray:
     return multiply(quat, conjugate(np.array(robot.base_rotation))[None])
 
 
-def _stands_y_up(quats: np.ndarray, path: Path) -> bool:
+def _stands_y_up(quats: np.ndarray) -> bool:
     """Whether the y axis of the root points up, as in Laikago's URDF, rather than the z axis."""
-    if not np.isfinite(quats).all() or (abs(np.linalg.norm(quats, axis=1) - 1) > 10).any():
-        return False
+    if not np.isfinite(quats).all():
+        return False  # the check of the clip will say so
     x, y, z, w = quats.T
     y_up, z_up = 2 * (y * z + w * x), w * w - x * x - y * y + z * z
     return float(np.mean(y_up)) > float(np.mean(z_up))

@@ -14,6 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlgym.envs.imitation.arrays import Array, namespace
+from rlgym.envs.imitation.clip_checks import (
+    check_frames,
+    check_limits,
+    check_numbers,
+    refuse_joints,
+)
 from rlgym.envs.imitation.kinematics import foot_positions
 from rlgym.envs.imitation.rotations import (
     about_z,
@@ -26,14 +32,6 @@ from rlgym.envs.imitation.rotations import (
 )
 from rlgym.envs.physics.robots import Robot
 from rlgym.errors import ClipError
-from rlgym.settings import short, suggest
-
-MAX_FRAMES = 200_000
-"""More than an hour at 50 Hz; a longer clip is a mistake."""
-BEYOND = 1.0
-"""Radians by which a clip may go beyond a joint's limit: mocap of another body does, a little."""
-UNIT_TOLERANCE = 0.01
-"""How far a quaternion's norm may be from 1 through rounding in a text file."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,8 @@ class Clip:
         Raises:
             ClipError: wrong widths, NaN, non-unit quaternions, no duration, joints named twice.
         """
-        _check_frames(self)
-        _check_numbers(self)
+        check_frames(self)
+        check_numbers(self)
         return self
 
     def for_robot(self, robot: Robot) -> Clip:
@@ -100,98 +98,17 @@ class Clip:
             ClipError: the clip has other joints than the robot, or bends them far beyond limits.
         """
         if set(self.joint_names) != set(robot.joints):
-            _refuse_joints(self, robot)
+            refuse_joints(self, robot)
         if self.joint_names == robot.joints:
-            return _check_limits(self, robot)
+            check_limits(self, robot)
+            return self
         starts = dict(zip(self.joint_names, np.cumsum((0, *self.widths)), strict=False))
         widths = dict(zip(self.joint_names, self.widths, strict=True))
         columns = [starts[name] + k for name in robot.joints for k in range(widths[name])]
         spherical = tuple(widths[name] == 4 for name in robot.joints) if self.spherical else ()
         ordered = replace(self, joint_names=robot.joints, q=self.q[:, columns], spherical=spherical)
-        return _check_limits(ordered, robot)
-
-
-def _check_frames(clip: Clip) -> None:
-    count, name = clip.num_frames, f"clip '{clip.name}'"
-    if count < 2 or not (np.isfinite(clip.dt) and clip.dt > 0):
-        raise ClipError(
-            f"{name} has no duration: {count} frames of {clip.dt} s; a clip needs two or more "
-            "frames and a positive frame time"
-        )
-    if count > MAX_FRAMES:
-        raise ClipError(f"{name} has {count} frames, more than {MAX_FRAMES}: cut it into parts")
-    if len(set(clip.joint_names)) != len(clip.joint_names):
-        raise ClipError(f"{name} names a joint twice: each joint has one name")
-    if clip.spherical and len(clip.spherical) != len(clip.joint_names):
-        raise ClipError(
-            f"{name} says for {len(clip.spherical)} of {len(clip.joint_names)} joints whether "
-            "they are spherical: say it for each, or for none"
-        )
-    shapes = {
-        "root_pos": (clip.root_pos, (count, 3)),
-        "root_quat": (clip.root_quat, (count, 4)),
-        "q": (clip.q, (count, sum(clip.widths))),
-    }
-    for field, (array, wanted) in shapes.items():
-        if array.shape != wanted:
-            raise ClipError(
-                f"{name} has {field} of shape {array.shape}; {count} frames and "
-                f"{len(clip.joint_names)} joints need {wanted}"
-            )
-
-
-def _check_numbers(clip: Clip) -> None:
-    for field in ("root_pos", "root_quat", "q"):
-        bad = ~np.isfinite(getattr(clip, field)).all(-1)
-        if bad.any():
-            raise ClipError(
-                f"clip '{clip.name}': frame {int(bad.argmax())} of {field} is not finite: "
-                "repair or cut it"
-            )
-    starts = np.cumsum((0, *clip.widths))
-    quats = {"root_quat": clip.root_quat}
-    for joint, width, start in zip(clip.joint_names, clip.widths, starts, strict=False):
-        if width == 4:
-            quats[joint] = clip.q[:, start : start + 4]
-    for field, values in quats.items():
-        norm = np.linalg.norm(values, axis=-1)
-        bad = abs(norm - 1) > UNIT_TOLERANCE
-        if bad.any():
-            frame = int(bad.argmax())
-            raise ClipError(
-                f"clip '{clip.name}': frame {frame} of {field} is no rotation: a quaternion of "
-                f"norm {norm[frame]:.3g} instead of 1 (is the order of the columns right?)"
-            )
-
-
-def _check_limits(clip: Clip, robot: Robot) -> Clip:
-    """Return the clip if its hinges stay within `BEYOND` of the robot's limits."""
-    starts = np.cumsum((0, *clip.widths))
-    bounds = zip(robot.joints, clip.widths, starts, robot.lower, robot.upper, strict=False)
-    for joint, width, start, lower, upper in bounds:
-        angles = clip.q[:, start]
-        if width == 1 and (angles.min() < lower - BEYOND or angles.max() > upper + BEYOND):
-            raise ClipError(
-                f"clip '{clip.name}' turns {joint} from {angles.min():.3g} to {angles.max():.3g} "
-                f"rad, far beyond {robot.name}'s limits of {lower:.3g} and {upper:.3g}: are these "
-                "degrees, or angles of another convention?"
-            )
-    return clip
-
-
-def _refuse_joints(clip: Clip, robot: Robot) -> None:
-    unknown = [name for name in clip.joint_names if name not in robot.joints]
-    absent = [name for name in robot.joints if name not in clip.joint_names]
-    if unknown:
-        hint = suggest(unknown[0], absent or robot.joints)
-        raise ClipError(
-            f"clip '{clip.name}' moves a joint {short(unknown[0])} "
-            f"that {robot.name} has not: {hint}"
-        )
-    raise ClipError(
-        f"clip '{clip.name}' says nothing of {robot.name}'s joint '{absent[0]}': "
-        f"it needs a column for each of {len(robot.joints)} joints"
-    )
+        check_limits(ordered, robot)
+        return ordered
 
 
 def require_may_ship(clips: Iterable[Clip]) -> None:

@@ -138,6 +138,15 @@ def test_every_motion_of_pybullet_data_loads(name):
     ClipSet([clip], robot)
 
 
+def test_frames_too_unequal_to_resample_are_refused(tmp_path):
+    rows = uneven(50.0)
+    rows[5][0] = 1e-4
+    path = tmp_path / "bad.txt"
+    path.write_text(json.dumps({"Loop": "wrap", "Frames": rows}))
+    with pytest.raises(ClipError, match="too unequal in duration"):
+        load_clip(path, LAIKAGO)
+
+
 def test_frames_of_unequal_duration_are_resampled(tmp_path):
     walk = json.loads(bundled_clips()["laikago_walk"].read_text())
     for frame in walk["Frames"][10:]:
@@ -303,12 +312,16 @@ WRONG_JSON = [
     (lambda: json.dumps({"Loop": "maybe", "Frames": [[0.1] * 20] * 3}), "Loop is 'maybe'"),
     (lambda: json.dumps({"Loop": "wrap", "Frames": [[0.1] * 20] * 3}), "root_quat is no rotation"),
     (lambda: json.dumps({"Loop": "wrap", "Frames": [[0.1] * 44] * 3}), "is no rotation"),
-    (lambda: json.dumps({"Loop": "wrap", "Frames": uneven(0.0)}), "needs a duration above 0"),
-    (lambda: json.dumps({"Loop": "wrap", "Frames": uneven(1e-9)}), "too unequal in duration"),
+    (lambda: json.dumps({"Loop": "wrap", "Frames": uneven(0.0)}), "needs a duration of 0.0001 s"),
+    (lambda: motion_imitation(TROT, LAIKAGO, FrameDuration=1e-9), "has a frame every 1e-09 s"),
+    (lambda: motion_imitation(TROT, LAIKAGO, FrameDuration=10**400), "FrameDuration is 1000"),
+    (lambda: motion_imitation(TROT, LAIKAGO, Frames=frames(r1_0=1e300)), "holds 1e+300: no pos"),
+    (lambda: json.dumps({"Loop": "wrap", "Frames": uneven(1e-9)}), "last needs a duration"),
 ]
 
 
 def uneven(seconds):
+    """The frames of laikago_walk with one of another duration."""
     walk = json.loads(bundled_clips()["laikago_walk"].read_text())["Frames"]
     walk[3][0] = seconds
     return walk
