@@ -166,6 +166,7 @@ class BulletWorld:
             stance = self._home[self._reset["q"]].tolist()
             self._trail.insert(0, (stance, [0.0] * self.robot.nv))
         self._pose = self._read_pose()
+        self._poses_before = dict.fromkeys(range(self._steps + 1), self._pose)
         self._write(out, [0.0] * self.robot.nv, 0.0)
 
     def _put_joints(self, q: list[float], qd: list[float]) -> None:
@@ -246,12 +247,14 @@ class BulletWorld:
         if push.any():
             linear, angular = p.getBaseVelocity(body, client)
             p.resetBaseVelocity(body, (linear + push).tolist(), angular, client)
-        end = self._steps - self._lag
+        late, lag = divmod(self._lag, self._steps)
+        end = self._steps - lag
         torque, power, poses = self._simulate(goals, end)
         self._pose = poses[self._steps] if self._steps in poses else self._read_pose()
         self._write(out, torque, power)
-        out[self._sensed] = self._delayed(poses, end)
-        del self._trail[: -self._steps - 2]
+        out[self._sensed] = self._delayed(self._poses_before if late else poses, end)
+        self._poses_before = poses
+        del self._trail[: -2 * self._steps - 2]
         if not np.abs(out).max() < LARGEST or self._is_absurd():
             self._blow_up(out)
 
@@ -266,7 +269,8 @@ class BulletWorld:
 
         Args:
             goals: the joints' targets of each physics step.
-            end: the physics step that the sensors show; the base's pose is read there, too.
+            end: the physics step that the sensors show, in this control step or in the next one;
+                the base's pose is read there, too.
 
         Returns:
             Torques of the last physics step, N m; mean power, W; poses by physics step.
@@ -338,12 +342,11 @@ class BulletWorld:
             poses: the base's poses and velocities, by the physics step after which they were read.
             end: number of the physics step that the sensors show.
         """
-        newer = self._reading(poses[end], self._trail[-1 - self._lag])
-        if not self._blend or end < 1:
+        trail, last = self._trail, len(self._trail) - 1 - self._lag
+        newer = self._reading(poses[end], trail[max(last, 0)])
+        if not self._blend or last < 1:
             return newer
-        return newer + self._blend * (
-            self._reading(poses[end - 1], self._trail[-2 - self._lag]) - newer
-        )
+        return newer + self._blend * (self._reading(poses[end - 1], trail[last - 1]) - newer)
 
     @staticmethod
     def _reading(pose: Any, joints: Any) -> np.ndarray:

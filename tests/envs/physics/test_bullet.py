@@ -153,7 +153,7 @@ def test_targets_are_interpolated_over_the_physics_steps():
     np.testing.assert_allclose(*states, atol=1e-9)
 
 
-@pytest.mark.parametrize("latency", [0.0, 0.002, 0.0055, 0.033])
+@pytest.mark.parametrize("latency", [0.0, 0.002, 0.0055, 0.033, 0.0405, 0.065])
 def test_sensors_show_what_was_true_a_while_ago(latency):
     """Steps of one physics step each tell the truth; one long step's sensors must match them."""
     actuation = Actuation(0.001, 33, "explicit", latency=latency)
