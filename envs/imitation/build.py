@@ -10,6 +10,7 @@ import numpy as np
 
 from rlgym.envs.imitation.clip_files import Source, load_clip
 from rlgym.envs.imitation.clips import ClipSet
+from rlgym.envs.imitation.kinematics import leg_length
 from rlgym.envs.imitation.spec import RANDOMIZE, RandomizeSpec, Spec, get_spec
 from rlgym.envs.imitation.task import ImitationTask
 from rlgym.envs.physics import make_engine
@@ -64,6 +65,8 @@ def build_task(
     """
     chosen = _spec(spec, randomize, push, evaluation, changes)
     table = get_robot(robot)
+    if chosen.termination.knee_height is not None or chosen.termination.trunk_height is not None:
+        leg_length(table)  # refuses a robot that has none, before anything is built
     clips = ClipSet([load_clip(source, table) for source in _listed(clip)], table)
     ground = make_terrain(terrain)
     settings: dict[str, Any] = {} if ground.is_flat else {"terrain": ground}
