@@ -22,6 +22,8 @@ VERBS: dict[str, tuple[str, str]] = {
         "rlgym.cli.sim2sim",
         "measure an imitation policy in other engines, pushed, on other friction",
     ),
+    "export": ("rlgym.cli.export", "write a trained policy as a bundle that proves itself"),
+    "verify": ("rlgym.cli.verify", "check that a bundle does here what it did in the lab"),
     "import": (
         "rlgym.cli.import_",
         "turn a Stable-Baselines3 model into a run, running none of it",

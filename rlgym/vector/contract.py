@@ -280,6 +280,14 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         )
         return obs, info
 
+    def deployment(self) -> dict[str, Any]:
+        """What a robot's runtime must know beyond the spaces; see docs/bundle.md.
+
+        All optional: "terms" (by the key of an observation, in order: name, size, units, history),
+        "robot", "timing", "safety", "targets".
+        """
+        return {}
+
     def render_slot(self, row: int) -> Any:
         """Frame of the world in slot `row`, (H, W, 3) uint8; its render_mode must be rgb_array."""
         raise WorldError(f"{type(self).__name__} cannot render: use backend sync")

@@ -1,0 +1,97 @@
+"""`rlgym export`: a trained policy as a bundle that proves itself."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from rlgym.cli.arguments import parse
+from rlgym.cli.runs import read_run
+from rlgym.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Write a trained policy as a bundle: NAME.rlpolicy.
+
+    The bundle holds the network with its normaliser in every format asked for, the contract with
+    whoever runs it (names, units, order, rate, limits), and golden pairs recorded in the run's own
+    world. Each format is run here against them and its largest error is written down.
+
+    rlgym export RUN --to c,c-int8
+    """
+
+    run: Positional[str]
+    """The run's folder."""
+    to: str = ""
+    """Formats beside numpy and onnx, separated by commas: c, c-int8."""
+    out: str | None = None
+    """Bundle to write; ending in / it is a folder, else a zip. By default in the run's folder."""
+    which: Literal["best", "last"] = "best"
+    """The checkpoint with the best score so far, or the last one."""
+    steps: int = 200
+    """Steps to record in the world; each is a golden pair."""
+    seed: int = 0
+    """Seed of that world."""
+    licence: str = ""
+    """Under which the policy may be passed on."""
+    trust: bool = False
+    """Import the module that the run names for its worlds, though rlgym does not know it."""
+
+
+def run(argv: list[str]) -> int:
+    """Export and say what came of it."""
+    wanted = parse(Options, argv, "rlgym export", ("run",))
+    if wanted.steps < 32:
+        raise UserError("--steps must be at least 32: fewer pairs prove little")
+    formats = [name.strip() for name in wanted.to.split(",") if name.strip()]
+    path, manifest = export_run(wanted, formats)
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    print(f"{path}: {size / 1024:,.0f} KiB, {manifest['golden']['pairs']} golden pairs")
+    for entry in manifest["artefacts"]:
+        error = entry["max_error"]
+        seen = "not run" if error is None else f"error {error:.1e}"
+        print(f"  {entry['format']:<8} {seen:<14} {entry['verified_on']}")
+    print(f"  rlgym verify {path}")
+    return 0
+
+
+def export_run(wanted: Options, formats: list[str]) -> tuple[str, dict[str, Any]]:
+    """Load the policy, record it in its world, write the bundle; returns its path and manifest."""
+    import rlgym
+    from rlgym.export.bundle import write_bundle
+    from rlgym.export.describe import describe
+    from rlgym.export.golden import record
+    from rlgym.export.read import read_policy
+    from rlgym.training.run import load_policy
+    from rlgym.training.worlds import make_worlds
+
+    config = read_run(wanted.run, wanted.trust)
+    loaded = load_policy(wanted.run, wanted.which)
+    config = replace(config, num_envs=1, num_groups=1, backend="sync")
+    env = make_worlds(config, None, wanted.run, evaluation=True)
+    try:
+        graph = read_policy(loaded, masked=env.mask_size > 0)
+        golden = record(loaded.policy, env, graph, wanted.steps, wanted.seed)
+        deployment = env.unwrapped.deployment()  # type: ignore[attr-defined]
+    finally:
+        env.close()
+    provenance = {
+        "run": Path(wanted.run).resolve().name,
+        "step": loaded.step,
+        "env_id": config.env_id,
+        "env": {key: value for key, value in config.env.items() if _is_plain(value)},
+        "rlgym": rlgym.__version__,
+        "python": sys.version.split()[0],
+    }
+    path = wanted.out or str(Path(wanted.run) / f"{Path(wanted.run).resolve().name}.rlpolicy")
+    description = describe(graph, deployment, provenance, wanted.licence)
+    return path, write_bundle(path, graph, golden, description, formats)
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float, bool, list, type(None)))
