@@ -82,10 +82,9 @@ class BallWorld(BulletWorld):
                     goal[part] = normalize(np.array(goal[part])).tolist()
         return goals
 
-    def _simulate(self, goals: list[list[float]], end: int) -> tuple[list[float], float, Any]:
+    def _simulate(self, goals: list[list[float]]) -> tuple[list[float], float]:
         body, client, joints = self._body, self._client, self._joints
         kp, kd = self._gains
-        poses = {0: self._pose}
         for k, goal in enumerate(goals, start=1):
             p.setJointMotorControlMultiDofArray(
                 body,
@@ -102,14 +101,14 @@ class BallWorld(BulletWorld):
             states = p.getJointStatesMultiDof(body, joints, client)
             q = [x for state in states for x in state[0]]
             self._trail.append((q, [x for state in states for x in state[1]]))
-            if k == end or k == end - 1:
-                poses[k] = self._read_pose()
+            if k in self._watched:
+                self._poses[self._clock + k] = self._read_pose()
         speeds = np.array([qd for _, qd in self._trail[-self._steps :]])
         torques = self._demand(
             np.array(goals), np.array([q for q, _ in self._trail[-self._steps :]]), speeds
         )
         power = np.abs(torques * speeds).sum() / self._steps
-        return torques[-1].tolist(), float(power), poses
+        return torques[-1].tolist(), float(power)
 
     def _demand(self, goals: np.ndarray, q: np.ndarray, qd: np.ndarray) -> np.ndarray:
         """Return the torques (steps, nv) that the servos ask for in states."""

@@ -161,12 +161,11 @@ class BulletWorld:
         p.resetBaseVelocity(body, values["linvel"], values["angvel"], client)
         self._put_joints(values["q"], values["qd"])
         p.performCollisionDetection(client)
-        self._trail = [(values["q"], values["qd"])]
+        now = before = values["q"], values["qd"]
         if self.build.stood_before:
-            stance = self._home[self._reset["q"]].tolist()
-            self._trail.insert(0, (stance, [0.0] * self.robot.nv))
-        self._pose = self._read_pose()
-        self._poses_before = dict.fromkeys(range(self._steps + 1), self._pose)
+            before = self._home[self._reset["q"]].tolist(), [0.0] * self.robot.nv
+        self._trail = [*[before] * (self._lag + 1), now]
+        self._clock, self._poses = 0, {0: self._read_pose()}
         self._write(out, [0.0] * self.robot.nv, 0.0)
 
     def _put_joints(self, q: list[float], qd: list[float]) -> None:
@@ -226,9 +225,9 @@ class BulletWorld:
     def _set_latency(self, values: dict[str, Any]) -> None:
         lag = values["latency"][0] / self._time_step
         self._lag = math.floor(lag + 1e-9)
-        self._blend = max(0.0, lag - self._lag)
-        if self._blend < 1e-6:
-            self._blend = 0.0
+        self._blend = lag - self._lag if lag - self._lag > 1e-6 else 0.0
+        shown = -self._lag, -self._lag - 1, 0
+        self._watched = {k % self._steps or self._steps for k in shown}
 
     # ------------------------------------------------------------------ steps
     def step(self, row: np.ndarray, out: np.ndarray) -> None:
@@ -247,14 +246,12 @@ class BulletWorld:
         if push.any():
             linear, angular = p.getBaseVelocity(body, client)
             p.resetBaseVelocity(body, (linear + push).tolist(), angular, client)
-        late, lag = divmod(self._lag, self._steps)
-        end = self._steps - lag
-        torque, power, poses = self._simulate(goals, end)
-        self._pose = poses[self._steps] if self._steps in poses else self._read_pose()
+        torque, power = self._simulate(goals)
+        self._clock += self._steps
         self._write(out, torque, power)
-        out[self._sensed] = self._delayed(self._poses_before if late else poses, end)
-        self._poses_before = poses
-        del self._trail[: -2 * self._steps - 2]
+        out[self._sensed] = self._delayed()
+        del self._trail[: -2 * self._steps - 1]
+        self._poses = {k: v for k, v in self._poses.items() if k >= self._clock - 2 * self._steps}
         if not np.abs(out).max() < LARGEST or self._is_absurd():
             self._blow_up(out)
 
@@ -264,37 +261,40 @@ class BulletWorld:
         self.reset(self._home, out)
         out[self._state["broken"]] = 1.0
 
-    def _simulate(self, goals: list[list[float]], end: int) -> tuple[list[float], float, Any]:
-        """Advance by a control step, adding the joints' states to the trail.
+    def _simulate(self, goals: list[list[float]]) -> tuple[list[float], float]:
+        """Advance by a control step, adding to the trail and, where `_watched`, to the poses.
 
         Args:
             goals: the joints' targets of each physics step.
-            end: the physics step that the sensors show, in this control step or in the next one;
-                the base's pose is read there, too.
 
         Returns:
-            Torques of the last physics step, N m; mean power, W; poses by physics step.
+            Torques of the last physics step, N m, and mean power, W.
         """
         body, client, joints = self._body, self._client, self._joints
-        limit, clip = self._limit, self.actuation.target_clip
-        kp, kd, trail = self._kp, self._kd, self._trail
+        kp, kd, limit, clip = self._kp, self._kd, self._limit, self.actuation.target_clip
+        trail, watched, lagging = self._trail, self._watched, -1 - self._lag
         get, put, advance, mode = (
             p.getJointStates,
             p.setJointMotorControlArray,
             p.stepSimulation,
             p.TORQUE_CONTROL,
         )
-        poses = {0: self._pose}
         q, qd = trail[-1]
         torque: list[float] = []
-        torques: list[float] = []
+        work: list[float] = []
         for k, goal in enumerate(goals, start=1):
-            if clip is not None:
-                goal = self._clipped(goal, clip)
-            torque = [
-                gain * (t - x) - damping * v
-                for t, x, v, gain, damping in zip(goal, q, qd, kp, kd, strict=True)
-            ]
+            if clip is None:
+                torque = [
+                    gain * (t - x) - damping * v
+                    for t, x, v, gain, damping in zip(goal, q, qd, kp, kd, strict=True)
+                ]
+            else:  # targets stay near the angles that the sensors show
+                shown = self._between() if self._blend else trail[lagging][0]
+                torque = [
+                    gain * ((t if -clip <= t - y <= clip else y + clip if t > y else y - clip) - x)
+                    - damping * v
+                    for t, y, x, v, gain, damping in zip(goal, shown, q, qd, kp, kd, strict=True)
+                ]
             if limit is not None:
                 torque = [
                     x if -m <= x <= m else m if x > m else -m
@@ -302,15 +302,15 @@ class BulletWorld:
                 ]
             put(body, joints, mode, forces=torque, physicsClientId=client)
             advance(client)
-            torques += torque
             states = get(body, joints, client)
             q, qd = [state[0] for state in states], [state[1] for state in states]
             trail.append((q, qd))
-            if k == end or k == end - 1:
-                poses[k] = self._read_pose()
-        speeds = np.array([qd for _, qd in trail[-self._steps :]])
-        power = np.abs(np.array(torques) * speeds.ravel()).sum() / self._steps
-        return torque, float(power), poses
+            work += torque
+            work += qd
+            if k in watched:
+                self._poses[self._clock + k] = self._read_pose()
+        torques, speeds = np.array(work).reshape(self._steps, 2, -1).swapaxes(0, 1)
+        return torque, float(np.vdot(np.abs(torques), np.abs(speeds))) / self._steps
 
     def _goals(self, previous: np.ndarray, target: np.ndarray) -> list[list[float]]:
         """Return the joints' targets of each physics step."""
@@ -318,35 +318,19 @@ class BulletWorld:
             return [target.tolist()] * self._steps
         return (previous + self._ramp * (target - previous)).tolist()
 
-    def _clipped(self, goal: list[float], clip: float) -> list[float]:
-        """Keep targets within a distance of the measured angles."""
-        return [
-            t if -clip <= t - x <= clip else x + clip if t > x else x - clip
-            for t, x in zip(goal, self._lagging(), strict=True)
-        ]
+    def _between(self) -> list[float]:
+        """Return joint angles as they were `latency` ago, between two physics steps."""
+        newer, older = self._trail[-1 - self._lag][0], self._trail[-2 - self._lag][0]
+        return [x + self._blend * (y - x) for x, y in zip(newer, older, strict=True)]
 
-    def _lagging(self) -> list[float]:
-        """Return joint angles as they were `latency` ago."""
-        trail, lag, blend = self._trail, self._lag, self._blend
-        if len(trail) < lag + 2:
-            return trail[0][0]
-        newer = trail[-1 - lag][0]
-        if not blend:
+    def _delayed(self) -> np.ndarray:
+        """Return sensors' readings: orientation, angular velocity, joint angles, velocities."""
+        at, lag = self._clock - self._lag, self._lag
+        newer = self._reading(self._poses[max(at, 0)], self._trail[-1 - lag])
+        if not self._blend:
             return newer
-        return [x + blend * (y - x) for x, y in zip(newer, trail[-2 - lag][0], strict=True)]
-
-    def _delayed(self, poses: dict[int, Any], end: int) -> np.ndarray:
-        """Return sensors' readings: orientation, angular velocity, joint angles, velocities.
-
-        Args:
-            poses: the base's poses and velocities, by the physics step after which they were read.
-            end: number of the physics step that the sensors show.
-        """
-        trail, last = self._trail, len(self._trail) - 1 - self._lag
-        newer = self._reading(poses[end], trail[max(last, 0)])
-        if not self._blend or last < 1:
-            return newer
-        return newer + self._blend * (self._reading(poses[end - 1], trail[last - 1]) - newer)
+        older = self._reading(self._poses[max(at - 1, 0)], self._trail[-2 - lag])
+        return newer + self._blend * (older - newer)
 
     @staticmethod
     def _reading(pose: Any, joints: Any) -> np.ndarray:
@@ -361,7 +345,7 @@ class BulletWorld:
     def _write(self, out: np.ndarray, torque: list[float], power: float) -> None:
         """Write the state into a row; sensors' readings without delay."""
         model = self.model
-        pos, quat, linvel, angvel = self._pose
+        pos, quat, linvel, angvel = self._poses[self._clock]
         q, qd = self._trail[-1]
         links = p.getLinkStates(self._body, model.feet, 0, 1, self._client)
         feet_pos = [x for link in links for x in link[4]]
@@ -398,5 +382,5 @@ class BulletWorld:
 
     def _is_absurd(self) -> bool:
         """Whether the base is faster than any robot is."""
-        linear, angular = self._pose[2:]
+        linear, angular = self._poses[self._clock][2:]
         return math.hypot(*linear) > FASTEST or math.hypot(*angular) > 10 * FASTEST

@@ -168,7 +168,8 @@ def test_sensors_show_what_was_true_a_while_ago(latency):
     for name in ("q", "qd"):
         expected = (1 - share) * getattr(newer, name) + share * getattr(older, name)
         np.testing.assert_allclose(getattr(state.sensed, name), expected, atol=1e-6, err_msg=name)
-    np.testing.assert_allclose(state.sensed.root_quat, newer.root_quat, atol=2e-3)
+    quat = (1 - share) * newer.root_quat + share * older.root_quat
+    np.testing.assert_allclose(state.sensed.root_quat, quat, atol=1e-6)
     assert stand(engine, 0.05).sensed.q == pytest.approx(np.array([engine.robot.default_pose]))
     engine.close()
     fine.close()
@@ -289,12 +290,8 @@ def test_an_implicit_servo_is_cut_into_steps_that_hold_the_robot():
     engine.close()
 
 
-def test_what_cannot_be_simulated_is_refused_in_one_line(tmp_path):
+def test_what_cannot_be_simulated_is_refused_in_one_line():
     a1 = get_robot("a1")
-    model = tmp_path / "a1.xml"
-    model.write_text("<mujoco/>")
-    with pytest.raises(WorldError, match="Bullet reads URDF"):
-        engine_of(dataclasses.replace(a1, model=str(model)))
     with pytest.raises(WorldError, match=r"no joint 'FR_hip'.*did you mean"):
         engine_of(dataclasses.replace(a1, joints=("FR_hip", *a1.joints[1:])))
     with pytest.raises(WorldError, match="no model file"):
