@@ -34,7 +34,7 @@ from rlgym.envs.physics.robots import Robot
 from rlgym.errors import ClipError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single ==
 class Clip:
     """One reference motion of one robot, F frames, numpy float64."""
 
