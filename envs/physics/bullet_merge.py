@@ -71,6 +71,7 @@ def merged_urdf(robot: Robot, parts: dict[str, Part]) -> str:
     for home in {part.home for part in parts.values()}:
         group = [part for part in parts.values() if part.home == home]
         _set_inertial(links[home], group, robot.scale)
+    ET.indent(root)  # Bullet cannot read lines of more than 8191 characters
     return ET.tostring(root, "unicode")
 
 

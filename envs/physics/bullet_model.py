@@ -19,7 +19,7 @@ from rlgym.envs.gymnasium.bullet import hush, without_noise
 from rlgym.envs.physics.bullet_merge import Part, find_parts, merged_urdf
 from rlgym.envs.physics.engine import Actuation
 from rlgym.envs.physics.robots import Robot
-from rlgym.envs.physics.urdf import is_urdf, lacks_inertia, model_path, read_model
+from rlgym.envs.physics.urdf import is_urdf, lacks_inertia, model_path, read_model, read_xml
 from rlgym.errors import WorldError
 
 LONGEST_STEP = 0.001
@@ -132,11 +132,6 @@ def inspect(robot: Robot, build: Build) -> Model:
     Raises:
         WorldError: the file cannot be read, or lacks a joint or a link that the robot table names.
     """
-    if not is_urdf(robot):
-        raise WorldError(
-            f"robot '{robot.name}': Bullet reads URDF, which {robot.model} is not: give a URDF, or "
-            f'use engine="mujoco"'
-        )
     file_has_inertia = build.inertia == "file" and not lacks_inertia(read_model(robot))
     flags, urdf = p.URDF_IGNORE_VISUAL_SHAPES, ""
     client = connect()
@@ -186,10 +181,12 @@ def load(robot: Robot, flags: int, client: int, urdf: str = "") -> int:
         WorldError: the file cannot be read.
     """
     path = model_path(robot)
+    if not urdf and not is_urdf(robot):
+        urdf = read_xml(robot)[0]
     with contextlib.ExitStack() as stack:
         if urdf:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlgym-")))
-            path = folder / path.name
+            path = folder / f"{path.stem}.urdf"
             path.write_text(urdf, encoding="utf-8")
         stack.enter_context(without_noise(*_NOISE))
         try:

@@ -115,11 +115,8 @@ def compile_model(
 
 def _load(robot: Robot) -> Spec:
     """Read the file into a spec whose base hangs on a free joint in the canonical frame."""
-    if read_xml(robot)[1].tag != "robot":
-        return _load_mjcf(robot)
     model = read_model(robot)
-    text, _ = read_xml(robot)
-    root = ET.fromstring(text)
+    _, root = read_xml(robot)
     if robot.scale != 1.0:
         _scale(root, robot.scale)
     compiler = {"strippath": "false", "fusestatic": "false", "discardvisual": "true"}
@@ -154,30 +151,6 @@ def _load(robot: Robot) -> Spec:
             body.explicitinertial, body.mass, body.inertia = True, mass, inertia
             body.fullinertia = np.full(6, np.nan)  # not given
             body.ipos, body.iquat = com, np.array(quat)[[3, 0, 1, 2]]
-    return spec
-
-
-def _load_mjcf(robot: Robot) -> Spec:
-    """Read an MJCF: its robot only, without its ground, motors and sensors."""
-    if robot.base_rotation != (0.0, 0.0, 0.0, 1.0) or any(robot.base_origin):
-        raise WorldError(f"robot '{robot.name}': an MJCF's base must be x forward, z up already")
-    try:
-        spec = mujoco.MjSpec.from_file(str(model_path(robot)))
-    except ValueError as error:
-        raise WorldError(f"robot '{robot.name}': MuJoCo cannot read it: {_line(error)}") from None
-    base = spec.body(robot.base)
-    if base is None or base not in list(spec.worldbody.bodies):
-        raise WorldError(f"robot '{robot.name}': {robot.model} has no body '{robot.base}' on top")
-    for unwanted in (
-        *spec.actuators,
-        *spec.sensors,
-        *spec.keys,
-        *spec.worldbody.geoms,
-        *(body for body in spec.worldbody.bodies if body.name != robot.base),
-        *(joint for joint in base.joints),
-    ):
-        spec.delete(unwanted)
-    base.add_freejoint(name=ROOT)
     return spec
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rlgym.errors import WorldError
+from rlgym.errors import MissingExtraError, WorldError
 from rlgym.settings import suggest
 
 if TYPE_CHECKING:
@@ -126,12 +126,32 @@ def model_path(robot: Robot) -> Path:
 
 
 def read_xml(robot: Robot) -> tuple[str, ET.Element]:
-    """Return text and root element of the robot's model file.
+    """Return text and root element of the robot's URDF; an MJCF is written as one.
 
     Raises:
         WorldError: the file is too large, is no XML, or declares entities.
+        MissingExtraError: the file is an MJCF, and MuJoCo is not installed.
     """
-    path = model_path(robot)
+    text, root = _parse(model_path(robot))
+    if root.tag == "mujoco":
+        try:
+            from rlgym.envs.physics.mjcf import to_urdf
+        except ModuleNotFoundError:
+            raise MissingExtraError(
+                f"robot '{robot.name}': reading an MJCF needs MuJoCo: "
+                f"pip install 'rlgym-lab[mujoco]'"
+            ) from None
+        text = to_urdf(model_path(robot), robot.base)
+        root = ET.fromstring(text)
+    return text, root
+
+
+def is_urdf(robot: Robot) -> bool:
+    """Say whether the robot's model file is a URDF; it is an MJCF otherwise."""
+    return _parse(model_path(robot))[1].tag == "robot"
+
+
+def _parse(path: Path) -> tuple[str, ET.Element]:
     if os.path.getsize(path) > MAX_BYTES:
         raise WorldError(f"{path} is larger than {MAX_BYTES >> 20} MB: this is no robot's model")
     # pybullet_data's humanoid ends with a NUL, which only PyBullet's own reader overlooks
@@ -144,24 +164,18 @@ def read_xml(robot: Robot) -> tuple[str, ET.Element]:
         raise WorldError(f"{path} is not XML ({error}): give a URDF or an MJCF file") from None
 
 
-def is_urdf(robot: Robot) -> bool:
-    """Say whether the robot's model file is a URDF; it is an MJCF otherwise."""
-    return read_xml(robot)[1].tag == "robot"
-
-
 @cache
 def read_model(robot: Robot) -> Model:
-    """Return the links and joints of the robot's URDF, checked against its table entry.
+    """Return the links and joints of the robot's file, checked against its table entry.
 
     Raises:
-        WorldError: the file is no URDF, lacks a name of the entry, or has a link that moves and
+        WorldError: the file cannot be read, lacks a name of the entry, or has a link that moves and
             has no mass or neither inertia nor shape.
     """
-    text_and_root = read_xml(robot)
-    root = text_and_root[1]
+    _, root = read_xml(robot)
     where = f"robot '{robot.name}': {robot.model}"
     if root.tag != "robot":
-        raise WorldError(f"{where} is not a URDF but <{root.tag}>: an MJCF robot needs `legs`")
+        raise WorldError(f"{where} is neither a URDF nor an MJCF but <{root.tag}>")
     try:
         links = {link.name: link for link in (_link(e, robot.scale) for e in root.findall("link"))}
         joints = {j.name: j for j in (_joint(e, robot.scale) for e in root.findall("joint"))}

@@ -18,7 +18,7 @@ import pybullet
 from rlgym.envs.physics.bullet_model import connect, load
 from rlgym.envs.physics.robots import Robot
 from rlgym.envs.physics.terrain import Terrain, make_terrain
-from rlgym.envs.physics.urdf import is_urdf, model_path, multiply, rotate
+from rlgym.envs.physics.urdf import multiply, rotate
 from rlgym.errors import WorldError
 
 SKY = np.array([203.0, 217.0, 230.0], np.float32)
@@ -73,7 +73,7 @@ class Figure:
 
     def __init__(self, robot: Robot, client: int, colour: tuple[float, ...] | None = None) -> None:
         self.robot, self.client = robot, client
-        self._body = self._load()
+        self._body = load(robot, 0, client)
         count = pybullet.getNumJoints(self._body, client)
         infos = [pybullet.getJointInfo(self._body, i, client) for i in range(count)]
         number = {info[1].decode(): i for i, info in enumerate(infos)}
@@ -90,17 +90,6 @@ class Figure:
             rgba = (*colour, 1.0)[:4]
             for link in range(-1, count):
                 pybullet.changeVisualShape(self._body, link, rgbaColor=rgba, physicsClientId=client)
-
-    def _load(self) -> int:
-        if is_urdf(self.robot):
-            return load(self.robot, 0, self.client)
-        bodies = pybullet.loadMJCF(str(model_path(self.robot)), physicsClientId=self.client)
-        for body in bodies:
-            count = pybullet.getNumJoints(body, self.client)
-            names = {pybullet.getJointInfo(body, i, self.client)[1].decode() for i in range(count)}
-            if self.robot.joints[0] in names:
-                return body
-        raise WorldError(f"robot '{self.robot.name}': {self.robot.model} cannot be drawn")
 
     def pose(self, pose: Pose) -> None:
         """Put the robot into a pose."""

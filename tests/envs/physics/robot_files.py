@@ -50,8 +50,12 @@ def _joint(name: str, parent: str, child: str, xyz: tuple, axis: str, limits: st
 
 
 def mjcf() -> str:
-    """Return the same robot as an MJCF, with a floor and motors of its own."""
-    legs = []
+    """Return the same robot as an MJCF, told as differently as that format allows.
+
+    Angles in degrees, limits in a default class, and shanks whose frames are turned by a quarter
+    about x and lie 5 cm below the knee; it has a floor and motors of its own, too.
+    """
+    legs, motors = [], []
     for leg, (x, y) in LEGS.items():
         side = SIDE if y > 0 else -SIDE
         legs.append(
@@ -59,23 +63,27 @@ def mjcf() -> str:
             f'{_mass(0.3, (2e-4,) * 3)}<geom type="sphere" size=".03"/>'
             f'<body name="{leg}_thigh" pos="0 {side} 0"><joint name="{leg}_hip" axis="0 -1 0"/>'
             f'{_mass(0.4, (1e-3, 1e-3, 1e-4))}<geom type="sphere" size=".02"/>'
-            f'<body name="{leg}_shank" pos="0 0 {-THIGH}"><joint name="{leg}_knee" axis="0 1 0"/>'
-            f'{_mass(0.1, (3e-4, 3e-4, 1e-5))}<geom type="sphere" size=".01"/>'
-            f'<body name="{leg}_foot" pos="0 0 {-SHANK}">{_mass(0.03, (5e-6,) * 3)}'
+            f'<body name="{leg}_shank" pos="0 0 {-THIGH - 0.05}" euler="90 0 0">'
+            f'<joint name="{leg}_knee" axis="0 0 -1" pos="0 .05 0"/>'
+            f"{_mass(0.1, (3e-4, 1e-5, 3e-4), '0 .05 0')}"
+            '<geom type="sphere" size=".01" pos="0 .05 0"/>'
+            f'<body name="{leg}_foot" pos="0 {0.05 - SHANK} 0">{_mass(0.03, (5e-6,) * 3)}'
             f'<geom type="sphere" size="{RADIUS}"/></body></body></body></body>'
         )
+        motors += [f'<position joint="{leg}_{part}" forcerange="-12 12"/>' for part in PARTS]
     return (
-        '<mujoco model="tiny"><worldbody><geom name="ground" type="plane" size="5 5 .1"/>'
+        '<mujoco model="tiny"><default><joint range="-114.59155902616465 143.2394487827058"/>'
+        '</default><worldbody><geom name="ground" type="plane" size="5 5 .1"/>'
         '<body name="body" pos="0 0 1"><freejoint name="free"/>'
         f'{_mass(4.0, (0.03, 0.02, 0.04))}<geom type="box" size=".2 .1 .04"/>'
         + "".join(legs)
-        + '</body></worldbody><actuator><motor joint="FR_hip"/></actuator></mujoco>'
+        + f"</body></worldbody><actuator>{''.join(motors)}</actuator></mujoco>"
     )
 
 
-def _mass(mass: float, inertia: tuple[float, ...]) -> str:
+def _mass(mass: float, inertia: tuple[float, ...], pos: str = "0 0 0") -> str:
     diagonal = " ".join(map(str, inertia))
-    return f'<inertial pos="0 0 0" mass="{mass}" diaginertia="{diagonal}"/>'
+    return f'<inertial pos="{pos}" mass="{mass}" diaginertia="{diagonal}"/>'
 
 
 def entry(path: Path, **changes) -> Robot:

@@ -14,7 +14,7 @@ from rlgym.envs.physics import make_engine
 from rlgym.envs.physics.bullet_model import Build, connect, inspect, load
 from rlgym.envs.physics.engine import Actuation
 from rlgym.envs.physics.robots import ROBOTS, Robot, get_robot, register_robot
-from rlgym.envs.physics.urdf import multiply, read_model, read_tree, rotate
+from rlgym.envs.physics.urdf import multiply, read_model, read_tree, read_xml, rotate
 from rlgym.errors import WorldError
 from tests.envs.physics.robot_files import entry, mjcf, urdf
 
@@ -110,11 +110,10 @@ def test_right_legs_mirror_left_ones(name):
 # ----- A robot of one's own ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("engine", "form"), [("mujoco", "urdf"), ("mujoco", "mjcf"), ("bullet", "urdf")]
-)
+@pytest.mark.parametrize("form", ["urdf", "mjcf"])
+@pytest.mark.parametrize("engine", ["mujoco", "bullet"])
 def test_an_added_robot_stands(engine, form, tmp_path: Path, table):
-    if engine == "mujoco":
+    if engine == "mujoco" or form == "mjcf":
         pytest.importorskip("mujoco", reason="needs the extra 'mujoco'")
     path = tmp_path / ("tiny.urdf" if form == "urdf" else "tiny.xml")
     path.write_text(urdf() if form == "urdf" else mjcf())
@@ -156,14 +155,83 @@ def test_a_link_of_which_the_file_says_no_mass_has_none(tmp_path: Path):
     assert worlds._model.body_mass.sum() == pytest.approx(whole)
 
 
-def test_limits_left_out_come_from_the_urdf(tmp_path: Path, table):
-    path = tmp_path / "tiny.urdf"
-    path.write_text(urdf())
+def test_an_mjcf_is_the_same_robot_as_the_urdf(tmp_path: Path):
+    pytest.importorskip("mujoco", reason="needs the extra 'mujoco'")
+    states = []
+    rng = np.random.default_rng(0)
+    q = np.array([entry(tmp_path).default_pose]) + 0.2 * rng.normal(size=(1, 12))
+    for name, text in (("tiny.urdf", urdf()), ("tiny.xml", mjcf())):
+        (tmp_path / name).write_text(text)
+        tree = read_tree(entry(tmp_path / name))
+        np.testing.assert_allclose(tree.mass[[0, 1, 2, -1]], [0.3, 0.4, 0.13, 4.0])
+        np.testing.assert_allclose(np.linalg.norm(tree.com[2]), 0.14 * 0.03 / 0.13)
+        no_legs = entry(tmp_path / name, legs=())  # so that kinematics follow the tree
+        zero, upright = np.zeros((1, 3)), np.array([[0.0, 0.0, 0.0, 1.0]])
+        worlds = make_engine("mujoco", no_legs, Actuation(0.002, 15, "implicit"), 1)
+        start = np.array([[0.0, 0.0, 0.4]])
+        worlds.reset(np.ones(1, bool), start, upright, zero, zero, q, 10 * q)
+        for _ in range(5):
+            state = worlds.step(q, q)
+        states.append(np.concatenate((state.q, state.qd, state.foot_pos.reshape(1, -1)), axis=1))
+    np.testing.assert_allclose(states[0], states[1], atol=1e-6)
+
+
+def test_meshes_of_an_mjcf_stay_where_they_are(tmp_path: Path):
+    mujoco = pytest.importorskip("mujoco", reason="needs the extra 'mujoco'")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "wedge.obj").write_text(
+        "v 0 0 0\nv 1 0 0\nv 0 2 0\nv 0 0 3\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
+    )
+    text = mjcf().replace(
+        '<geom type="box" size=".2 .1 .04"/>',
+        '<geom type="mesh" mesh="wedge" pos=".1 .2 .3" euler="20 30 40"/>',
+    )
+    asset = '<asset><mesh name="wedge" file="wedge.obj" scale=".1 .1 .2"/></asset>'
+    compiler = '<compiler meshdir="parts"/>'
+    path = tmp_path / "tiny.xml"
+    path.write_text(text.replace("<worldbody>", f"{compiler}{asset}<worldbody>"))
+    places = []
+    for model in (
+        mujoco.MjModel.from_xml_path(str(path)),
+        mujoco.MjModel.from_xml_string(read_xml(entry(path))[0]),
+    ):
+        data = mujoco.MjData(model)
+        mujoco.mj_forward(model, data)
+        geom = next(g for g in range(model.ngeom) if model.geom_type[g] == 7)
+        turn = data.geom_xmat[geom].reshape(3, 3)
+        points = model.mesh_vert @ turn.T + data.geom_xpos[geom]
+        # the URDF has no free joint: its body is at the origin, the MJCF's a metre higher
+        points = points - data.xpos[model.body("body").id] if model.nq > 12 else points
+        places.append(points[np.lexsort(points.round(4).T)])
+    np.testing.assert_allclose(places[0], places[1], atol=1e-5)
+
+
+def test_what_an_mjcf_may_not_have_is_said(tmp_path: Path):
+    pytest.importorskip("mujoco", reason="needs the extra 'mujoco'")
+    path = tmp_path / "tiny.xml"
+    slide = '<joint name="FR_hip" axis="0 -1 0" type="slide"/>'
+    path.write_text(mjcf().replace('<joint name="FR_hip" axis="0 -1 0"/>', slide))
+    with pytest.raises(WorldError, match="'FR_thigh' moves by other than one hinge"):
+        read_model(entry(path))
+    path.write_text(mjcf().replace('name="body"', 'name="trunk"'))
+    with pytest.raises(WorldError, match="no body 'body' at its top"):
+        read_model(entry(path, name="other"))
+    path.write_text(mjcf().replace("<joint", "<jiont"))
+    with pytest.raises(WorldError, match="MuJoCo cannot read it"):
+        read_model(entry(path, name="third"))
+
+
+@pytest.mark.parametrize("form", ["urdf", "mjcf"])
+def test_limits_left_out_come_from_the_file(form, tmp_path: Path, table):
+    if form == "mjcf":
+        pytest.importorskip("mujoco", reason="needs the extra 'mujoco'")
+    path = tmp_path / ("tiny.urdf" if form == "urdf" else "tiny.xml")
+    path.write_text(urdf() if form == "urdf" else mjcf())
     robot = register_robot(entry(path, lower=(), upper=(), torque_limit=()))
     assert robot.torque_limit == (12.0,) * 12
     # the file's -2 and 2.5, by the sign of each joint
-    assert robot.lower == (-2.0, -2.5, -2.0) * 4
-    assert robot.upper == (2.5, 2.0, 2.5) * 4
+    np.testing.assert_allclose(robot.lower, (-2.0, -2.5, -2.0) * 4)
+    np.testing.assert_allclose(robot.upper, (2.5, 2.0, 2.5) * 4)
 
 
 @pytest.mark.parametrize(
