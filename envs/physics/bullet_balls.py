@@ -6,9 +6,9 @@ renewed far more often than a thousand times a second. A stable PD controller (T
 the physics step instead; Bullet has one, of which this is the use.
 
 It predicts that state without the ground's forces, so that it is weaker in contact the longer the
-step is: of an implicit servo's stiffness in a standing humanoid's knees, 240 steps a second leave
-two fifths and a thousand four fifths. Hence an "implicit" servo is given a thousand, as with other
-robots, and an "explicit" one the steps that were asked for: pybullet_envs' own humanoid.
+step is: a standing humanoid's knees give way by 0.05 rad at a thousand steps a second and by 0.15
+at 240, where an implicit servo's give way by 0.03. Hence an "implicit" servo is given a thousand,
+as with other robots, and an "explicit" one the steps that were asked for: pybullet_envs' own.
 """
 
 from __future__ import annotations
