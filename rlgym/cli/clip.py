@@ -155,7 +155,10 @@ def _made(wanted: Options, name: str) -> Clip:
     source = find_clip(name, robot, wanted.fps)
     if wanted.robot is None and wanted.action in ("show", "convert"):
         robot = get_robot(source.robot)
-    treatment = Treatment(wanted.fps, wanted.scale, wanted.level, wanted.mirror)
+    scale = wanted.scale
+    if wanted.action == "retarget" and scale is None and source.robot == robot.name:
+        scale = 1.0  # asked for by name, even onto its own robot
+    treatment = Treatment(wanted.fps, scale, wanted.level, wanted.mirror)
     clip = load_clip(source, robot, treatment)
     return replace(
         clip,

@@ -55,6 +55,15 @@ def test_generate_convert_and_retarget_write_clips(capsys, tmp_path):
     assert same.q == pytest.approx(clip.q)
 
 
+def test_retargeting_onto_its_own_robot_closes_the_loop(capsys, tmp_path):
+    path = tmp_path / "closed.npz"
+    call(capsys, "retarget", "laikago_walk", path, "--robot", "laikago")
+    before, after = (load_clip(clip, "laikago") for clip in ("laikago_walk", path))
+    assert abs(before.q[-1] - before.q[0]).max() > 0.1
+    assert after.q[-1] == pytest.approx(after.q[0])
+    assert abs(after.q - before.q).max() < 0.2
+
+
 def test_plot_and_film_show_the_motion(capsys, tmp_path):
     imageio = pytest.importorskip("imageio.v2")
     words = ("show", "walk", "--plot", tmp_path / "walk.svg", "--film", tmp_path / "walk.gif")
