@@ -42,8 +42,9 @@ class BulletEngine:
     """See `rlgym.envs.physics.engine.Engine`.
 
     An implicit servo is approximated by explicit torques at 1 kHz or faster: longer physics steps
-    are cut into shorter ones. Resets are not bit-exact (Bullet keeps contacts between steps), so
-    "snapshot" is not among the capabilities: `restore` begins at the same state, without them.
+    are cut into shorter ones. The same reset is followed by the same motion, bit for bit; but
+    Bullet keeps contacts between steps that cannot be read, so "snapshot" is not among the
+    capabilities: `restore` begins at the same state, without them.
 
     Args:
         robot: what to simulate.

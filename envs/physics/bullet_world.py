@@ -38,6 +38,8 @@ LARGEST = 1e6
 """No number of a sane world is larger."""
 BOX = (500.0, 500.0, 5.0)
 """m, half the extents of the box whose top is the ground for links that must not touch it."""
+FAR = (0.0, 0.0, 100.0)
+"""m, a place where a robot touches nothing."""
 NEAR = 2.5
 """Radii around a foot's centre within which a contact of its link is the foot's."""
 
@@ -157,6 +159,10 @@ class BulletWorld:
         values = {name: row[where].tolist() for name, where in self._reset.items()}
         self._randomize(values)
         body, client = self._body, self._client
+        # away from all that it touches: Bullet would carry the old contacts over, and the same
+        # reset would not be followed by the same motion
+        p.resetBasePositionAndOrientation(body, FAR, (0.0, 0.0, 0.0, 1.0), client)
+        p.performCollisionDetection(client)
         p.resetBasePositionAndOrientation(body, values["base_pos"], values["base_quat"], client)
         p.resetBaseVelocity(body, values["linvel"], values["angvel"], client)
         self._put_joints(values["q"], values["qd"])

@@ -17,8 +17,12 @@ from rlgym.vector.contract import check
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"robot": "laikago", "clip": "laikago_walk", "spec": "reference", "engine": "pybullet"}],
-    ids=["modern", "reference"],
+    [
+        {},
+        {"engine": "bullet"},
+        {"robot": "laikago", "clip": "laikago_walk", "spec": "reference", "engine": "pybullet"},
+    ],
+    ids=["modern", "bullet", "reference"],
 )
 def test_gymnasiums_checker_is_content(kwargs):
     env = gymnasium.make("rlgym/Imitate-v0", **kwargs)
