@@ -98,7 +98,8 @@ def cases_of(promise: Promise, runs: list[dict[str, Any]], limit: float) -> list
                 details={
                     "seeds": seeds,
                     "curves": [run["curve"] for run in runs],
-                    "env_steps": [run["env_steps"] for run in runs],
+                    "env_steps": [run["env_steps"].get(f"{level:g}") for run in runs],
+                    "whole_run_seconds": [run["seconds"] for run in runs],
                     "baselines": runs[0]["baselines"],
                 },
             )
@@ -138,7 +139,7 @@ def _line(run: dict[str, Any]) -> str:
 
 
 class Levels:
-    """Hook that notes when evaluations reach each level, and ends the run at the last.
+    """Hook that notes when evaluations reach each level; the run goes on to its own end.
 
     Args:
         levels: scores per step, ascending.
@@ -148,7 +149,8 @@ class Levels:
         self.start = time.perf_counter()
         self.reached: dict[str, float | None] = {f"{level:g}": None for level in levels}
         self.curve: list[tuple[float, float]] = []
-        self.steps = 0
+        self.seconds = 0.0
+        self.steps: dict[str, int] = {}
 
     def on_evaluation(self, run: Any, score: float) -> None:
         """Note the score per step, and the time."""
@@ -158,17 +160,11 @@ class Levels:
         self.curve.append((round(now, 2), round(per_step, 4)))
         for level, at in self.reached.items():
             if at is None and per_step >= float(level):
-                self.reached[level], self.steps = now, run.state.env_steps
+                self.reached[level], self.steps[level] = now, run.state.env_steps
 
-    def on_update(self, run: Any, metrics: Any) -> bool:
-        """Stop once every level was reached."""
-        self.steps = self.steps if self.done else run.state.env_steps
-        return self.done
-
-    @property
-    def done(self) -> bool:
-        """Whether every level was reached."""
-        return None not in self.reached.values()
+    def on_end(self, run: Any) -> None:
+        """Note how long the whole run took."""
+        self.seconds = round(time.perf_counter() - self.start, 2)
 
 
 def train_and_validate(
@@ -215,6 +211,7 @@ def train_and_validate(
         "reached": {k: at if at is None or at <= limit else None for k, at in hook.reached.items()},
         "curve": hook.curve,
         "env_steps": hook.steps,
+        "seconds": hook.seconds,
         "bullet": {cell["disturbance"]: _short(cell, "policy") for cell in found["cells"]},
         "baselines": baselines,
     }

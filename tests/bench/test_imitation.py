@@ -18,8 +18,8 @@ def run(seed: int, low: float | None, high: float | None, **changes: Any) -> dic
     }
     reached = {"0.8": low, "0.85": high}
     return {
-        "seed": seed, "reached": reached, "curve": [], "env_steps": 1, "bullet": bullet,
-        "baselines": None,
+        "seed": seed, "reached": reached, "curve": [], "env_steps": {}, "seconds": 99.0,
+        "bullet": bullet, "baselines": None,
     }  # fmt: skip
 
 
@@ -61,15 +61,15 @@ class StandIn:
         env_steps = 4096
 
 
-def test_the_hook_divides_by_the_whole_episode_and_stops_at_the_last_level():
+def test_the_hook_divides_by_the_whole_episode_and_keeps_the_first_time():
     hook = Levels([0.8, 0.85])
     hook.on_evaluation(StandIn, 0.79 * 333)
     assert hook.reached == {"0.8": None, "0.85": None}
     hook.on_evaluation(StandIn, 0.82 * 333)
-    assert hook.reached["0.8"] is not None and not hook.on_update(StandIn, {})
+    assert hook.reached["0.8"] is not None and hook.reached["0.85"] is None
     hook.on_evaluation(StandIn, 0.86 * 333)
     first = hook.reached["0.8"]
-    assert hook.on_update(StandIn, {})
+    assert hook.steps == {"0.8": 4096, "0.85": 4096}
     hook.on_evaluation(StandIn, 0.90 * 333)
     assert hook.reached["0.8"] == first, "the first time counts"
     assert [score for _, score in hook.curve] == [0.79, 0.82, 0.86, 0.9]
