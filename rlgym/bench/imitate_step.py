@@ -15,7 +15,7 @@ import numpy as np
 
 from rlgym.bench.harness import Case, Result, in_fresh_process, say
 
-WORLDS = 8
+WORLDS = 16
 """Of PyBullet, in one process."""
 BATCH, THREADS = 256, 2
 """Of MuJoCo."""
