@@ -15,9 +15,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
-demo: $(BASE) ## train CartPole in seconds, then evaluate what was learned
-	$(BIN)/rlgym train CartPole-v1 --run-dir runs/demo --overwrite
-	$(BIN)/rlgym eval runs/demo --episodes 20
+demo: $(BASE) ## a quadruped learns to trot, is filmed, exported and verified (minutes)
+	$(BIN)/rlgym train rlgym/Imitate-v0 --env.robot a1 --env.clip trot --run-dir runs/demo --overwrite
+	$(BIN)/rlgym sim2sim runs/demo --engines bullet --disturbances nominal push-0.5 --episodes 8 --film-seconds 0
+	$(BIN)/rlgym record runs/demo --out runs/demo/trot.gif --max-steps 100
+	$(BIN)/rlgym export runs/demo --out runs/demo/trot.rlpolicy
+	$(BIN)/rlgym verify runs/demo/trot.rlpolicy
 
 test: $(DEV) ## the tests that a change must pass (minutes)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
@@ -52,7 +55,7 @@ types: $(DEV)
 	(farm / 'pyproject.toml').symlink_to(root / 'pyproject.toml')"
 
 $(BASE): pyproject.toml | $(BIN)/python
-	@[ $(DEV) -nt pyproject.toml ] || { echo "installing rlgym into $(VENV), once: minutes"; $(INSTALL) -e .; }
+	@[ $(DEV) -nt pyproject.toml ] || { echo "installing rlgym into $(VENV), once: minutes"; $(INSTALL) -e ".[mujoco,video,export]"; }
 	@touch $@
 
 $(DEV): pyproject.toml | $(BIN)/python
