@@ -123,13 +123,13 @@ def act(
     if spec.cutoff is not None:
         angles, memory = filter_angles(memory, angles, butterworth(spec.cutoff, 1 / dt))
     if spec.limit_margin is not None:
-        lower, upper = _limits(robot, spec.limit_margin)
+        lower, upper = limits(robot, spec.limit_margin)
         angles = namespace(angles).clip(angles, constant(lower, angles), constant(upper, angles))
     return to_positions(robot, angles), memory
 
 
 @functools.lru_cache(maxsize=64)
-def _limits(robot: Robot, margin: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def limits(robot: Robot, margin: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return lower and upper limits of the angles, `margin` wider than the robot's."""
     return (
         tuple(value - margin for value in per_velocity(robot, robot.lower)),

@@ -145,9 +145,10 @@ class ImitationTask:
             *(xp.zeros((count, size), like) for size in (3, 4, 3, 3, robot.nq, robot.nv))
         )
         if spec.action.offset == "clip_mean":
-            self._offsets = clips.mean_pose
+            self.offsets = clips.mean_pose
         else:
-            self._offsets = default[None] + xp.zeros((len(clips.clips), 1), like)
+            self.offsets = default[None] + xp.zeros((len(clips.clips), 1), like)
+        """(C, nq) pose that an action of zero asks for while each clip is imitated."""
 
     # ------------------------------------------------------------------ spaces
     @property
@@ -186,7 +187,7 @@ class ImitationTask:
         spec, episodes, robot = self.spec, self.episodes, self.robot
         xp = namespace(actions)
         actions = xp.clip(actions, -spec.action.bound, spec.action.bound)
-        offset = self._offsets[episodes.clip]
+        offset = self.offsets[episodes.clip]
         target, self._memory = act(
             self._memory, actions, spec.action, robot, offset, self.control_dt
         )
@@ -226,7 +227,7 @@ class ImitationTask:
 
         The spec's filter and limits still apply to what they ask for.
         """
-        offset = self._offsets[self.episodes.clip]
+        offset = self.offsets[self.episodes.clip]
         return asking_for(positions, self.spec.action, self.robot, offset)
 
     def close(self) -> None:

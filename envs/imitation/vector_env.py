@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from rlgym.envs.imitation.build import Clips, build_task
+from rlgym.envs.imitation.deployment import deployment
 from rlgym.envs.imitation.picture import Picture, check_mode
 from rlgym.envs.imitation.reward import TERMS
 from rlgym.envs.imitation.spec import Spec
@@ -196,6 +197,10 @@ class ImitationVectorEnv(VectorEnv):
             print(
                 f"rlgym: {what}; its episode ends as truncated; report: {report}", file=sys.stderr
             )
+
+    def deployment(self) -> dict[str, Any]:
+        """What a robot must know of the task; see `rlgym.envs.imitation.deployment`."""
+        return deployment(self.task)
 
     def render_slot(self, row: int) -> Any:
         """Frame (H, W, 3) uint8 of a slot, the reference as a ghost; None without "rgb_array"."""

@@ -90,7 +90,8 @@ def export_run(wanted: Options, formats: list[str]) -> tuple[str, dict[str, Any]
     }
     path = wanted.out or str(Path(wanted.run) / f"{Path(wanted.run).resolve().name}.rlpolicy")
     description = describe(graph, deployment, provenance, wanted.licence)
-    return path, write_bundle(path, graph, golden, description, formats)
+    motion = deployment.get("motion")
+    return path, write_bundle(path, graph, golden, description, formats, motion)
 
 
 def _is_plain(value: Any) -> bool:

@@ -16,6 +16,7 @@ from .reference import run, to_world
 GRAPH = "policy.npz"
 ONNX = "policy.onnx"
 GOLDEN = "golden.npz"
+MOTION = "motion.npz"
 
 
 class Policy:

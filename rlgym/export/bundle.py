@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -21,7 +22,7 @@ import numpy as np
 from rlgym.deploy.bundle import FORMAT, MANIFEST, VERSION
 from rlgym.deploy.graph import Graph
 from rlgym.deploy.graph_file import dump_graph, load_graph
-from rlgym.deploy.policy import GOLDEN, GRAPH, ONNX, error_of
+from rlgym.deploy.policy import GOLDEN, GRAPH, MOTION, ONNX, error_of
 from rlgym.deploy.reference import run
 from rlgym.errors import UserError
 from rlgym.export.c99 import pack_actions, pack_inputs, write_c99
@@ -66,6 +67,7 @@ def write_bundle(
     golden: Golden,
     description: Mapping[str, Any],
     formats: Sequence[str] = ("onnx",),
+    motion: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Write a bundle.
 
@@ -75,6 +77,7 @@ def write_bundle(
         golden: recorded pairs.
         description: the manifest's sections beside files and artefacts: what `describe` gave.
         formats: of `FORMATS`; numpy and onnx are always there.
+        motion: arrays of the clips that the robot imitates, by name; kept in motion.npz.
 
     Returns:
         The manifest.
@@ -95,6 +98,8 @@ def write_bundle(
             )
     files = {name: data for artefact in artefacts for name, data in artefact.files.items()}
     files[GOLDEN] = golden.dump()
+    if motion:
+        files[MOTION] = _packed(motion)
     manifest = {
         "format": FORMAT,
         "version": VERSION,
@@ -106,6 +111,12 @@ def write_bundle(
     files[MANIFEST] = (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode()
     _seal(path, files)
     return manifest
+
+
+def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    target = io.BytesIO()
+    np.savez_compressed(target, **dict(arrays))
+    return target.getvalue()
 
 
 def _fingerprint(data: bytes) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def describe(
     Args:
         graph: what `read_policy` gave.
         deployment: what the vector env's `deployment()` gave: "terms" by the key of an observation,
-            "robot", "timing", "safety", "targets"; all optional.
+            "robot", "timing", "safety", "targets", "simulation"; all optional.
         provenance: run, step, versions, and whatever tells where the policy comes from.
         licence: under which the policy may be passed on.
     """
@@ -43,6 +43,7 @@ def describe(
         "timing": deployment.get("timing"),
         "safety": deployment.get("safety"),
         "targets": deployment.get("targets"),
+        "simulation": deployment.get("simulation"),
     }
 
 

@@ -284,7 +284,8 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """What a robot's runtime must know beyond the spaces; see docs/bundle.md.
 
         All optional: "terms" (by the key of an observation, in order: name, size, units, history),
-        "robot", "timing", "safety", "targets".
+        "robot", "timing", "safety", "targets", "simulation", all plain JSON; and "motion", arrays
+        by name, which a bundle keeps in a file of their own.
         """
         return {}
 

@@ -162,7 +162,7 @@ def test_open_loop_asks_for_the_clip_one_step_ahead(trots):
     task = trots.task
     ahead = task.clips.pose(task.episodes.clip, task.episodes.time() + task.control_dt).q
     actions = measure.open_loop(trots)(None, {})
-    asked = task._offsets[task.episodes.clip] + task.spec.action.scale * actions
+    asked = task.offsets[task.episodes.clip] + task.spec.action.scale * actions
     assert asked == pytest.approx(ahead)
 
 
