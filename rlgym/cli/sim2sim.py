@@ -64,15 +64,15 @@ def run(argv: list[str]) -> int:
         seed=wanted.seed,
         tell=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    films: dict[str, str] = {}
+    page = write_page(document, folder)  # before films: they take a while, and may be interrupted
     if wanted.film_seconds > 0:
         try:
             films = film_policy(
                 wanted.run, config, folder, engines, wanted.film_seconds, which=wanted.which
             )
+            write_page(document, folder, films)
         except MissingExtraError as error:  # the numbers are worth a page without them
             print(f"no films: {error}", file=sys.stderr)
-    page = write_page(document, folder, films)
     if wanted.json:
         print(json.dumps(document))
         return 0

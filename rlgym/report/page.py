@@ -309,7 +309,7 @@ def _markdown(
 
 
 def _films_say(films: Mapping[str, str]) -> str:
-    return f"Films: {', '.join(films)}. The pale robot is the clip."
+    return f"Films: {', '.join(films)}. The translucent robot is the clip."
 
 
 def _plain(text: str) -> str:

@@ -98,6 +98,8 @@ def compare(
 ) -> dict[str, Any]:
     """Measure a run's policy everywhere, and describe what was found.
 
+    Ctrl-C ends it with the cells that were measured until then.
+
     Args:
         run_dir: the run's folder.
         config: its settings.
@@ -125,33 +127,44 @@ def compare(
     if episodes < 1:
         raise UserError(f"{episodes} episodes: ask for at least 1")
     policy = load_policy(run_dir, which)
-    started = time.perf_counter()
-    cells = []
-    for engine in engines:
-        slots = num_envs or min(episodes, BULLET_WORLDS if engine == "bullet" else episodes)
-        for name in disturbances:
-            cell = _cell(config, run_dir, policy, engine, name, actors, episodes, slots, seed)
-            cells.append(cell)
-            tell(_line(cell))
-    trained_in = config.env.get("engine", "mujoco")
-    about = {
-        "run": Path(run_dir).name,
-        "robot": config.env.get("robot", "a1"),
-        "clip": str(config.env.get("clip", "trot")),
-        "spec": config.env.get("spec", "modern"),
-        "trained_in": ENGINES.get(trained_in, trained_in),
-        "env_steps": policy.step,
+    cells: list[Cell] = []
+    try:
+        for engine in engines:
+            slots = num_envs or min(episodes, BULLET_WORLDS if engine == "bullet" else episodes)
+            for name in disturbances:
+                cell = _cell(config, run_dir, policy, engine, name, actors, episodes, slots, seed)
+                cells.append(cell)
+                tell(_line(cell))
+    except KeyboardInterrupt:
+        if not cells:
+            raise
+        tell("stopped: what was measured until here is kept")
+    asked = {
         "which": which,
         "episodes": episodes,
         "seed": seed,
         "actors": {name: ACTORS[name] for name in actors},
         "engines": {name: ENGINES[name] for name in engines},
         "disturbances": {name: DISTURBANCES[name].title for name in disturbances},
-        "seconds": round(time.perf_counter() - started, 1),
+    }
+    about = {**_about(Path(run_dir), config, policy), **asked}
+    return {"about": about, "cells": [cell.document() for cell in cells]}
+
+
+def _about(run_dir: Path, config: TrainConfig, policy: LoadedPolicy) -> dict[str, Any]:
+    """What was trained, and with what it is measured."""
+    env = config.env
+    engine = str(env.get("engine", "mujoco"))
+    return {
+        "run": run_dir.resolve().name,
+        "robot": env.get("robot", "a1"),
+        "clip": str(env.get("clip", "trot")),
+        "spec": env.get("spec", "modern"),
+        "trained_in": ENGINES.get(engine, "PyBullet" if engine == "pybullet" else engine),
+        "env_steps": policy.step,
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "versions": {"rlgym": __version__, **_versions("torch", "numpy", "mujoco", "pybullet")},
     }
-    return {"about": about, "cells": [cell.document() for cell in cells]}
 
 
 def _cell(

@@ -8,6 +8,7 @@ import pytest
 
 import rlgym
 from rlgym.cli.main import main
+from rlgym.cli.runs import read_run
 from rlgym.report import sim2sim
 
 pytest.importorskip("mujoco")
@@ -73,6 +74,23 @@ def test_without_imageio_there_is_a_page_without_films(run, capsys, monkeypatch)
     page = (run / "sim2sim" / "index.html").read_text("utf-8")
     assert "randomize.latency goes up to" in page, "a row says what the engine cannot do"
     assert "<video" not in page
+
+
+def test_ctrl_c_keeps_what_was_measured(run, capsys, monkeypatch):
+    measured = sim2sim.play
+    calls = []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measured(*args, **kwargs)
+
+    monkeypatch.setattr(sim2sim, "play", interrupted)
+    document = sim2sim.compare(run, read_run(str(run)), engines=["mujoco"], actors=["standing"],
+                               episodes=1, tell=print)  # fmt: skip
+    assert [cell["disturbance"] for cell in document["cells"]] == ["nominal"]
+    assert "stopped: what was measured until here is kept" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
