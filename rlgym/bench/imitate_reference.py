@@ -81,6 +81,7 @@ def play(
     reference_start: float = 1.0,
     steps: int = STEPS,
     num_workers: int | None = None,
+    action: dict[str, Any] | None = None,
 ) -> Episodes:
     """Let a policy imitate a clip with Laikago in `episodes` worlds of the reference spec.
 
@@ -95,6 +96,7 @@ def play(
             warm up from the default pose.
         steps: after which an episode is over.
         num_workers: processes; None: one per core, 0: none but this.
+        action: changes to what an action means, for a policy that learned with them.
     """
     spec = SPECS["reference"]
     privileged = isinstance(policy.observation_space, spaces.Dict)
@@ -107,6 +109,7 @@ def play(
         spec=spec,
         num_workers=num_workers,
         observation={"privileged": privileged},
+        action=action or {},
         episode={
             "reference_start": reference_start,
             "curriculum_seconds": None,
@@ -233,13 +236,15 @@ def _run_case(
 
     if clip not in found:
         raise UserError(f"--run-clip {clip}: there is a published policy of {', '.join(found)}")
+    policy = load_policy(run)
     ours = play(
-        load_policy(run),
+        policy,
         _file(clips, f"{clip}.txt"),
         episodes,
         seed=seed,
         steps=steps,
         num_workers=workers,
+        action=_action_of(policy, run),
     )
     return Case(
         name=f"{Path(run).name} on {clip}, against the published policy",
@@ -252,3 +257,17 @@ def _run_case(
         conditions={"no episode falls": not ours.fell.any()},
         details=ours.details(),
     )
+
+
+def _action_of(policy: Any, run: str) -> dict[str, Any]:
+    """Zero and unit of a run's actions, which are the policy's own; the rest is the spec's.
+
+    Raises:
+        UserError: the run was not trained with the reference spec.
+    """
+    env = policy.config.env if policy.config is not None else {}
+    if env.get("spec") != "reference":
+        raise UserError(f"{run} was not trained with the reference spec: --env.spec reference")
+    return {
+        key: value for key, value in env.get("action", {}).items() if key in ("offset", "scale")
+    }

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import rlgym
 from rlgym import bench
 from rlgym.bench.imitate_reference import ORIGINAL, Episodes
 from rlgym.errors import UserError
@@ -58,3 +59,34 @@ def test_a_folder_without_the_file_is_named(tmp_path: Path) -> None:
 def test_what_is_lost_by_falling_counts() -> None:
     found = Episodes(np.array([300.0, 60.0]), np.array([600, 120]), np.array([False, True]))
     assert found.per_step == pytest.approx(0.3)
+
+
+def train(folder: Path, clips: str, **env: object) -> str:
+    """A run of a few steps on Laikago."""
+    rlgym.train(
+        "rlgym/Imitate-v0",
+        preset=None,
+        run_dir=folder,
+        console="off",
+        env={"robot": "laikago", "clip": f"{clips}/dog_pace.txt", **env},
+        num_envs=4,
+        total_steps=16,
+        algo={"name": "ppo", "num_steps": 4, "minibatch_size": 16, "epochs": 1},
+        eval={"every": 0},
+    )
+    return str(folder)
+
+
+def test_a_run_is_held_against_the_published_policy(capsys, copies, tmp_path: Path) -> None:
+    clips, policies = copies
+    words = ("--quick", "--workers", "0", "--clips", clips, "--policies", policies)
+    action = {"offset": "clip_mean", "scale": 0.5}
+    observation = {"privileged": True}
+    good = train(tmp_path / "good", clips, spec="reference", action=action, observation=observation)
+    case = run(capsys, *words, "--run", good)["cases"][-1]
+    assert case["name"] == "good on dog_pace, against the published policy"
+    assert case["ratio"] == pytest.approx(case["value"] / case["baseline"])
+    assert 0.0 < case["value"] < 1.0
+    other = train(tmp_path / "other", clips)
+    with pytest.raises(UserError, match="reference spec"):
+        bench.run(["imitate-reference", *words, "--run", other])
