@@ -165,13 +165,17 @@ def register_robot(robot: Robot) -> Robot:
 
 
 def get_robot(name: str | Robot) -> Robot:
-    """Return the robot of that name; a `Robot` is returned as it is, with limits filled in.
+    """Return the robot of that name, or of a YAML file; a `Robot` as it is, with limits filled in.
 
     Raises:
-        WorldError: there is no such robot (the nearest name is given).
+        WorldError: there is no such robot (the nearest name is given), or its file is wrong.
     """
     if isinstance(name, Robot):
         return complete(name)
+    if name.endswith((".yaml", ".yml")):
+        from rlgym.envs.physics.robot_file import read_robot
+
+        return complete(read_robot(name))
     if name not in ROBOTS:
         raise WorldError(f"there is no robot '{name}': {suggest(name, ROBOTS)}")
     return ROBOTS[name]
