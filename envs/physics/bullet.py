@@ -33,7 +33,7 @@ from rlgym.vector.workers.link import default_workers
 
 CAPABILITIES = frozenset(
     {"mass", "inertia", "friction", "motor_strength", "kp", "kd", "viscous", "coulomb", "latency"}
-    | {"push", "terrain"}
+    | {"push", "terrain", "snapshot"}
 )
 CLOSED = "this engine is closed: make another one"
 
@@ -42,9 +42,9 @@ class BulletEngine:
     """See `rlgym.envs.physics.engine.Engine`.
 
     An implicit servo is approximated by explicit torques at 1 kHz or faster: longer physics steps
-    are cut into shorter ones. The same reset is followed by the same motion, bit for bit; but
-    Bullet keeps contacts between steps that cannot be read, so "snapshot" is not among the
-    capabilities: `restore` begins at the same state, without them.
+    are cut into shorter ones. Bullet keeps contacts between steps that cannot be read, but the
+    same reset is followed by the same motion, bit for bit: a snapshot is each world's last reset
+    and the targets since, and `restore` simulates them again.
 
     Args:
         robot: what to simulate.
@@ -138,6 +138,11 @@ class BulletEngine:
                 heights,
             )
         self._lost = np.zeros(num_worlds, np.bool_)
+        self._log: list[np.ndarray] = []
+        """Rows of `steps` of each step since `_begun`'s first."""
+        self._begun = np.zeros(num_worlds, np.int64)
+        """Index in the log of the first step since each world's last reset."""
+        self._arrays["resets"][:] = self._home()
 
     @property
     def losses(self) -> list[str]:
@@ -200,15 +205,13 @@ class BulletEngine:
             randomization or Randomization(),
             mask,
         )
-        return self._reset_rows(mask)
-
-    def _reset_rows(self, mask: np.ndarray) -> State:
-        """Have the worlds of `mask` reset to their rows of `resets`."""
-        self._arrays["mask"][:] = mask
+        arrays["mask"][:] = mask
+        self._begin(mask)
         self._lost[mask] = False
         if self._crew is not None:
             for rows in self._crew.reset():
                 self._lost[rows.start : rows.stop] |= ~mask[rows.start : rows.stop]
+            self._send_home(self._lost)
         elif self._worlds is not None:
             self._worlds.reset()
         else:
@@ -231,20 +234,48 @@ class BulletEngine:
             self._worlds.step()
         else:
             raise StateError(CLOSED)
-        self._arrays["states"][lost, self._state["broken"]] = 1.0
+        self._log.append(steps.copy())
+        broken = self._arrays["states"][:, self._state["broken"]][:, 0]
+        broken[lost] = 1.0
+        if broken.any():
+            self._send_home(broken > 0.5)
         return self._read()
 
+    def _begin(self, mask: np.ndarray) -> None:
+        """Note that worlds begin anew, and forget the steps that no world needs any more."""
+        self._begun[mask] = len(self._log)
+        oldest = int(self._begun.min())
+        del self._log[:oldest]
+        self._begun -= oldest
+
+    def _send_home(self, mask: np.ndarray) -> None:
+        """Note that worlds are in the default pose."""
+        self._arrays["resets"][mask] = self._home()
+        self._begin(mask)
+
     def snapshot(self) -> dict[str, np.ndarray]:
-        """See `Engine.snapshot`; without contacts and the sensors' delayed readings."""
-        return {name: self._arrays[name].copy() for name in ("resets", "states")}
+        """See `Engine.snapshot`."""
+        width = self._arrays["steps"].shape
+        log = np.array(self._log) if self._log else np.zeros((0, *width))
+        return {"resets": self._arrays["resets"].copy(), "begun": self._begun.copy(), "log": log}
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> State:
-        """See `Engine.restore`."""
-        resets = self._arrays["resets"]
-        resets[:] = snapshot["resets"]
-        for name in ("base_pos", "base_quat", "linvel", "angvel", "q", "qd"):
-            resets[:, self._reset[name]] = snapshot["states"][:, self._state[name]]
-        return self._reset_rows(np.ones(self.num_worlds, np.bool_))
+        """See `Engine.restore`.
+
+        Raises:
+            WorldError: a worker was lost over it.
+        """
+        log, begun = snapshot["log"], snapshot["begun"]
+        self._arrays["resets"][:] = snapshot["resets"]
+        if self._crew is not None:
+            self._crew.replay(log, begun)
+        elif self._worlds is not None:
+            self._worlds.replay(log, begun)
+        else:
+            raise StateError(CLOSED)
+        self._log, self._begun[:] = list(log), begun
+        self._lost[:] = False
+        return self._read()
 
     def close(self) -> None:
         """See `Engine.close`."""

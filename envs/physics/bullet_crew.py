@@ -65,7 +65,7 @@ class BulletCrew:
             for link in self._links:
                 self._load(link)
             for link in self._links:
-                self._await_load(link)
+                self._await(link, START_SECONDS, "at its start")
         except BaseException:
             self.stop()
             raise
@@ -84,6 +84,19 @@ class BulletCrew:
             RESET, [link for link in self._links if mask[slice(*link.groups[0])].any()]
         )
 
+    def replay(self, log: np.ndarray, begun: np.ndarray) -> None:
+        """Bring every world back to where it was; see `bullet_worker.Worlds.replay`.
+
+        Raises:
+            WorldError: a worker was lost over it.
+        """
+        for link in self._links:
+            rows = slice(*link.groups[0])
+            self._ask(link, {"op": "replay"}, {"log": log[:, rows], "begun": begun[rows]})
+        patience = START_SECONDS + self._timeout * len(log)
+        for link in self._links:
+            self._await(link, patience, "while it restored episodes")
+
     def _run(self, command: int, links: list[Link]) -> list[range]:
         byte, lost = bytes([command]), []
         for link in links:
@@ -101,19 +114,27 @@ class BulletCrew:
 
     # ------------------------------------------------------------------ starting and replacing
     def _load(self, link: Link) -> None:
-        document = {"op": "load", "id": 0, "handle": self._crew.slab.handle, **self._parts}
+        document = {"op": "load", "handle": self._crew.slab.handle, **self._parts}
         document |= {"num_worlds": self._num_worlds, "rows": list(link.groups[0])}
-        deadline = time.monotonic() + START_SECONDS
-        link.write(wire.pack(document, self._sent), self._crew.inbox, deadline)
+        self._ask(link, document, self._sent)
 
-    def _await_load(self, link: Link) -> None:
+    def _ask(self, link: Link, document: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         deadline = time.monotonic() + START_SECONDS
+        link.write(wire.pack({**document, "id": 0}, arrays), self._crew.inbox, deadline)
+
+    def _await(self, link: Link, seconds: float, when: str) -> None:
+        """Wait for the answer of a worker.
+
+        Raises:
+            WorldError: it ended, does not answer, or says what is wrong.
+        """
+        deadline = time.monotonic() + seconds
         while 0 not in link.answers:
             left = deadline - time.monotonic()
             if link.ended or left <= 0.0:
                 phrase, trace = link.evidence(not link.ended)
                 raise WorldError(
-                    f"a worker of the Bullet engine {phrase} at its start: "
+                    f"a worker of the Bullet engine {phrase} {when}: "
                     f"{_last_line(trace) or 'run with num_workers=0 to see why'}"
                 )
             self._crew.inbox.pump(min(left, 1.0))
@@ -146,7 +167,7 @@ class BulletCrew:
         link.kill(self._crew.inbox)
         link.launch(self._crew.slab, self._crew.inbox)
         self._load(link)
-        self._await_load(link)
+        self._await(link, START_SECONDS, "at its start")
 
 
 def _last_line(trace: str) -> str:

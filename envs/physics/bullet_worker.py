@@ -82,6 +82,18 @@ class Worlds:
             if self._mask[row]:
                 world.reset(self._resets[row], self._states[row])
 
+    def replay(self, log: np.ndarray, begun: np.ndarray) -> None:
+        """Reset every world to its row of `resets` and repeat what it has done since.
+
+        Args:
+            log: (T, worlds, W) rows of `steps`, the oldest first.
+            begun: (worlds,) index in the log of each world's first step.
+        """
+        for at, (row, world) in enumerate(self._worlds.items()):
+            world.reset(self._resets[row], self._states[row])
+            for done in log[begun[at] :, at]:
+                world.step(done, self._states[row])
+
     def close(self) -> None:
         """Give up all clients."""
         for world in self._worlds.values():
@@ -128,6 +140,12 @@ class Worker:
             pipe.done(byte)
         if self._worlds is not None:
             self._worlds.close()
+
+    def do_replay(self, arrays: Arrays) -> tuple[Any, Arrays]:
+        """Bring the worlds back to where they were; see `Worlds.replay`."""
+        assert self._worlds is not None
+        self._worlds.replay(arrays["log"], arrays["begun"])
+        return {}, {}
 
     def do_load(
         self,

@@ -77,6 +77,12 @@ def test_workers_give_the_numbers_of_one_process(engine):
     start(engine, (False, True, True))
     start(alone, (False, True, True))
     assert_equal(walk(engine, 5, 1), walk(alone, 5, 1))
+    other = engine_of(0)
+    assert_equal(walk(engine, 1, 2), walk(alone, 1, 2))
+    assert_equal(other.restore(engine.snapshot()), alone.restore(alone.snapshot()))
+    assert_equal(engine.restore(other.snapshot()), other.restore(alone.snapshot()))
+    assert_equal(walk(engine, 2, 3), walk(other, 2, 3))
+    other.close()
     alone.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -94,13 +95,13 @@ def test_a_state_comes_back_as_it_was_put_in(robot, merge):
 def test_the_same_reset_is_followed_by_the_same_motion(collide):
     engine = engine_of(num_worlds=2, collide=collide)
     pose = np.tile(engine.robot.default_pose, (2, 1))
-    draws = np.random.default_rng(1).uniform(-0.6, 0.6, (5, 8, 2, 12))
+    moves = np.random.default_rng(1).uniform(-0.6, 0.6, (6, 2, 12))
     seen = []
-    for wild in draws:
-        for move in wild:  # leaves the robot somewhere else each time, often on its side
-            engine.step(pose + move, pose + move, np.array([[2.0, 1.0, 1.0]] * 2))
-        stand(engine, 0.002)
-        seen.append([engine.step(pose, pose + move).root_pos.copy() for move in draws[0]])
+    for count in (0, 1, 2, 5, 1):  # the feet are near to where they are put again, or far from it
+        for move in moves[:count]:
+            engine.step(pose + move, pose + move)
+        stand(engine, -0.002)
+        seen.append([engine.step(pose, pose + move).root_pos.copy() for move in moves])
     assert all(np.array_equal(seen[0], other) for other in seen[1:])
     engine.close()
 
@@ -315,3 +316,32 @@ def test_what_cannot_be_simulated_is_refused_in_one_line():
     engine.close()
     with pytest.raises(StateError, match="closed"):
         hold(engine, 1)
+
+
+def test_a_snapshot_goes_on_bit_for_bit():
+    actuation = dataclasses.replace(SERVO, latency=0.005, interpolate=True, target_clip=0.2)
+    ours, other = (engine_of(num_worlds=2, actuation=actuation) for _ in range(2))
+    rng = np.random.default_rng(5)
+    pose = np.tile(ours.robot.default_pose, (2, 1))
+
+    def walk(engine, moves):
+        for before, move in itertools.pairwise(moves):
+            state = engine.step(pose + before, pose + move, 0.1 * move[:, :3])
+        return state
+
+    stand(ours, randomization=vary(mass=[1.1, 0.9]))
+    walk(ours, 0.2 * rng.normal(size=(6, 2, 12)))
+    stand(ours, rows=np.array([True, False]), randomization=vary(mass=[1.2, 1.0]))
+    before = walk(ours, 0.2 * rng.normal(size=(4, 2, 12)))
+    state = other.restore(ours.snapshot())
+    moves = 0.2 * rng.normal(size=(5, 2, 12))
+    for ours_state, theirs in ((before, state), (walk(ours, moves), walk(other, moves))):
+        for name in ("root_pos", "root_quat", "root_linvel", "q", "qd", "torque", "power"):
+            np.testing.assert_array_equal(getattr(ours_state, name), getattr(theirs, name), name)
+        np.testing.assert_array_equal(ours_state.sensed.q, theirs.sensed.q)
+        np.testing.assert_array_equal(ours_state.sensed.root_angvel, theirs.sensed.root_angvel)
+    assert len(ours.snapshot()["log"]) == 5 + 3 + 4
+    stand(ours)
+    assert len(ours.snapshot()["log"]) == 0  # what no world needs is forgotten
+    ours.close()
+    other.close()
