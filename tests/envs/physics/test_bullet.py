@@ -91,21 +91,6 @@ def test_a_state_comes_back_as_it_was_put_in(robot, merge):
     engine.close()
 
 
-@pytest.mark.parametrize("collide", ["feet", "all"])
-def test_the_same_reset_is_followed_by_the_same_motion(collide):
-    engine = engine_of(num_worlds=2, collide=collide)
-    pose = np.tile(engine.robot.default_pose, (2, 1))
-    moves = np.random.default_rng(1).uniform(-0.6, 0.6, (6, 2, 12))
-    seen = []
-    for count in (0, 1, 2, 5, 1):  # the feet are near to where they are put again, or far from it
-        for move in moves[:count]:
-            engine.step(pose + move, pose + move)
-        stand(engine, -0.002)
-        seen.append([engine.step(pose, pose + move).root_pos.copy() for move in moves])
-    assert all(np.array_equal(seen[0], other) for other in seen[1:])
-    engine.close()
-
-
 def test_only_the_rows_of_the_mask_are_reset():
     engine = engine_of(num_worlds=2)
     stand(engine)
