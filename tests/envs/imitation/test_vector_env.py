@@ -10,6 +10,7 @@ import torch
 
 import rlgym
 from rlgym.envs.imitation.vector_env import ImitationVectorEnv, make_imitation
+from rlgym.envs.physics.bullet import BulletEngine
 from rlgym.errors import ConfigError, ContractError, StateError
 from rlgym.vector.contract import check
 
@@ -120,7 +121,24 @@ def test_a_snapshot_of_another_size_is_refused():
     other.close()
 
 
-def test_bullet_begins_new_episodes_and_says_so():
+def test_bullet_goes_on_bit_for_bit():
+    env, other = (make_imitation(2, engine="bullet", num_workers=0) for _ in range(2))
+    env.reset(seed=0)
+    actions = torch.randn(12, 2, 12, generator=torch.Generator().manual_seed(3))
+    for act in actions[:6]:
+        env.step(act)
+    _, info = other.restore(env.snapshot())
+    assert info["replayed"].all() and other.health["unreplayed"] == 0
+    for act in actions[6:]:
+        obs, reward, *_ = env.step(act)
+        got, their_reward, *_ = other.step(act)
+        assert same(got, obs) and torch.equal(their_reward, reward)
+    env.close()
+    other.close()
+
+
+def test_an_engine_that_cannot_go_on_begins_new_episodes_and_says_so(monkeypatch):
+    monkeypatch.setattr(BulletEngine, "capabilities", BulletEngine.capabilities - {"snapshot"})
     env = make_imitation(2, engine="bullet", num_workers=0)
     env.reset(seed=0)
     env.step(torch.zeros(2, 12))
