@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
 
-import numpy as np
-
 from rlgym.envs.imitation.clip_files import Source, load_clip
 from rlgym.envs.imitation.clips import ClipSet
 from rlgym.envs.imitation.kinematics import leg_length
+from rlgym.envs.imitation.random import as_seeds
 from rlgym.envs.imitation.spec import RANDOMIZE, RandomizeSpec, Spec, get_spec
 from rlgym.envs.imitation.task import ImitationTask
 from rlgym.envs.physics import make_engine
@@ -86,7 +85,7 @@ def build_task(
         **settings,
     )
     try:
-        seeds = np.arange(seed, seed + num_worlds, dtype=np.int64)
+        seeds = as_seeds(range(seed, seed + num_worlds))
         return ImitationTask(worlds, clips, chosen, seeds, None if ground.is_flat else ground)
     except BaseException:
         worlds.close()

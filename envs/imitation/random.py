@@ -9,7 +9,9 @@ in 64 bits with numpy and with torch alike.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from rlgym.envs.imitation.arrays import Array, constant, namespace
 
@@ -17,6 +19,11 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, odd: 2^64 over the golden 
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _SECOND = -7723592293110705685  # 0x94D049BB133111EB
 _UNIT = 2.0**-24  # as many bits as a float32 holds, so that numpy and torch draw the same
+
+
+def as_seeds(numbers: Iterable[int]) -> np.ndarray:
+    """Return seeds of any size as int64; those from 2^62 on begin anew at 0."""
+    return np.array([int(number) % (1 << 62) for number in numbers], np.int64)
 
 
 def uniform(seed: Array, counter: Array, which: int | Sequence[int]) -> Array:

@@ -15,6 +15,7 @@ import torch
 from rlgym.envs.imitation.build import Clips, build_task
 from rlgym.envs.imitation.deployment import deployment
 from rlgym.envs.imitation.picture import Picture, check_mode
+from rlgym.envs.imitation.random import as_seeds
 from rlgym.envs.imitation.reward import TERMS
 from rlgym.envs.imitation.spec import Spec
 from rlgym.envs.imitation.task import ImitationTask, StepResult
@@ -138,7 +139,7 @@ class ImitationVectorEnv(VectorEnv):
     # ------------------------------------------------------------------ reset and step
     def _reset_slots(self, seeds: list[int | None], options: dict[str, Any] | None) -> None:
         given = np.array([seed is not None for seed in seeds])
-        self.task.seed(given, np.array([seed or 0 for seed in seeds], np.int64))
+        self.task.seed(given, as_seeds(seed or 0 for seed in seeds))
         self._write_obs(self.arrays.obs, *self.task.reset())
         self._show()
 
@@ -267,7 +268,7 @@ class ImitationVectorEnv(VectorEnv):
         """Seeds for new episodes that are not those which the first run began with."""
         steps = int(snapshot["lengths"].sum())
         sequence = np.random.SeedSequence([self.seed, self.num_envs, steps])
-        return sequence.generate_state(self.num_envs).astype(np.int64)
+        return as_seeds(sequence.generate_state(self.num_envs))
 
     def _close(self) -> None:
         self._picture.close()

@@ -15,6 +15,7 @@ import numpy as np
 
 from rlgym.envs.imitation.build import Clips, build_task
 from rlgym.envs.imitation.picture import MODES, Picture, check_mode
+from rlgym.envs.imitation.random import as_seeds
 from rlgym.envs.imitation.reward import TERMS
 from rlgym.envs.imitation.spec import Spec
 from rlgym.envs.imitation.termination import CAUSES
@@ -64,7 +65,7 @@ class Imitate(gymnasium.Env):
         super().reset(seed=seed)
         if seed is None:
             seed = int(self.np_random.integers(2**62))
-        self.task.seed(np.ones(1, np.bool_), np.array([seed], np.int64))
+        self.task.seed(np.ones(1, np.bool_), as_seeds([seed]))
         obs = _one(*self.task.reset())
         self._show()
         return obs, {}
