@@ -98,6 +98,14 @@ def test_a_restored_env_goes_on_bit_for_bit_after_many_episodes():
     other.close()
 
 
+def test_a_seed_may_be_of_any_size():
+    env = make(2, seed=2**70)
+    first = copied(env.reset()[0])
+    assert same(copied(env.reset(seed=2**70)[0]), first)
+    assert not same(copied(env.reset(seed=2**70 + 5)[0]), first)
+    env.close()
+
+
 def test_a_mark_costs_little():
     env = make(256)
     env.reset(seed=0)
