@@ -10,10 +10,12 @@ from dataclasses import fields, replace
 from typing import Any
 
 from rlgym.envs.imitation.arrays import Array, namespace
+from rlgym.envs.imitation.joints import to_angles, to_positions
 from rlgym.envs.imitation.random import normal, uniform
 from rlgym.envs.imitation.rotations import from_rotation_vector, multiply
 from rlgym.envs.imitation.spec import RandomizeSpec
 from rlgym.envs.physics.engine import Randomization, Sensed
+from rlgym.envs.physics.robots import Robot
 from rlgym.errors import ConfigError
 
 QUANTITIES = tuple(field.name for field in fields(Randomization))
@@ -28,7 +30,7 @@ _PUSH = _FIRST + _STRIDE * len(QUANTITIES)
 _NOISE = _PUSH + _STRIDE
 
 
-def check_ranges(spec: RandomizeSpec, engine: Any, spherical: bool) -> None:
+def check_ranges(spec: RandomizeSpec, engine: Any) -> None:
     """Make sure that the engine can do what the ranges ask for.
 
     Raises:
@@ -49,8 +51,6 @@ def check_ranges(spec: RandomizeSpec, engine: Any, spherical: bool) -> None:
             f"the engine '{engine.name}' cannot randomize {', '.join(unable)}: leave it out, or "
             f"use another engine (it can do {able})"
         )
-    if spec.noise_angle and spherical:
-        raise ConfigError("randomize.noise_angle is for hinges: set it to 0 for this robot")
     actuation = engine.actuation
     limit = 2.0 * actuation.control_dt - actuation.time_step
     if spec.latency and spec.latency[1] > limit:
@@ -101,20 +101,24 @@ def push(spec: RandomizeSpec, seed: Array, counter: Array, control_dt: float) ->
     return xp.concatenate([planar, 0.0 * draws[:, :1]], -1)
 
 
-def noisy(spec: RandomizeSpec, seed: Array, counter: Array, sensed: Sensed) -> Sensed:
-    """Add this step's noise to the readings; the same object where there is none."""
+def noisy(spec: RandomizeSpec, seed: Array, counter: Array, sensed: Sensed, robot: Robot) -> Sensed:
+    """Add this step's noise to the readings; the same object where there is none.
+
+    A spherical joint's noise is added to its rotation vector.
+    """
     scales = (spec.noise_angle, spec.noise_velocity, spec.noise_rotation, spec.noise_rate)
     if not any(scales):
         return sensed
     xp = namespace(sensed.q)
-    nq, nv = sensed.q.shape[1], sensed.qd.shape[1]
-    draws = normal(seed, counter, range(_NOISE, _NOISE + nq + nv + 6))
+    nv = sensed.qd.shape[1]
+    draws = normal(seed, counter, range(_NOISE, _NOISE + 2 * nv + 6))
     draws = xp.astype(draws, sensed.q)
-    angle, rate = draws[:, nq + nv : nq + nv + 3], draws[:, nq + nv + 3 :]
+    angle, rate = draws[:, 2 * nv : 2 * nv + 3], draws[:, 2 * nv + 3 :]
+    angles = to_angles(robot, sensed.q) + spec.noise_angle * draws[:, :nv]
     return replace(
         sensed,
-        q=sensed.q + spec.noise_angle * draws[:, :nq],
-        qd=sensed.qd + spec.noise_velocity * draws[:, nq : nq + nv],
+        q=to_positions(robot, angles),
+        qd=sensed.qd + spec.noise_velocity * draws[:, nv : 2 * nv],
         root_quat=multiply(sensed.root_quat, from_rotation_vector(spec.noise_rotation * angle)),
         root_angvel=sensed.root_angvel + spec.noise_rate * rate,
     )

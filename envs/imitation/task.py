@@ -118,7 +118,7 @@ class ImitationTask:
         terrain: Terrain | None = None,
     ) -> None:
         robot = engine.robot
-        randomize.check_ranges(spec.randomize, engine, any(robot.spherical))
+        randomize.check_ranges(spec.randomize, engine)
         self.engine, self.clips, self.spec, self.robot = engine, clips, spec, robot
         self.terrain = terrain
         self.num_envs = engine.num_worlds
@@ -348,7 +348,7 @@ class ImitationTask:
         return Sensed(quat, quat[:, :3] * 0.0, self._default, self._idle)
 
     def _noisy(self, state: State, seed: Array, counter: Array) -> State:
-        sensed = randomize.noisy(self.spec.randomize, seed, counter, state.sensed)
+        sensed = randomize.noisy(self.spec.randomize, seed, counter, state.sensed, self.robot)
         return state if sensed is state.sensed else replace(state, sensed=sensed)
 
     def _describe(self, broken: Array, actions: Array, target: Array) -> dict[int, dict[str, Any]]:

@@ -26,7 +26,8 @@ class BallWorld(BulletWorld):
     """`BulletWorld` of a robot with spherical joints.
 
     Bullet does not tell the torques of its controller: those of a state are what a PD servo asks
-    for, within the robot's limits, at the end of each physics step.
+    for, within the robot's limits, at the end of each physics step. It has one pair of gains for a
+    ball, and no friction in it.
     """
 
     def _take_motors_away(self) -> None:
@@ -53,13 +54,23 @@ class BallWorld(BulletWorld):
         widths = [4 if ball else 1 for ball in self.robot.is_spherical]
         ends = np.cumsum(widths).tolist()
         self._parts = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
-        self._gains = list(self.robot.kp), list(self.robot.kd)
+        strength = self._per_joint(values["motor_strength"])
+        self._gains = (
+            (strength * self._per_joint(values["kp"]) * self.robot.kp).tolist(),
+            (strength * self._per_joint(values["kd"]) * self.robot.kd).tolist(),
+        )
         limits = [
             limit if self.actuation.limit_torque else 1e9 for limit in self.robot.torque_limit
         ]
         flags = self.robot.is_spherical
         self._forces = [[m] * (3 if ball else 1) for m, ball in zip(limits, flags, strict=True)]
         self._still = [[0.0] * len(force) for force in self._forces]
+
+    def _per_joint(self, factors: list[float]) -> np.ndarray:
+        """Return one factor per joint of a row of one per velocity: the mean of a ball's three."""
+        widths = [3 if ball else 1 for ball in self.robot.is_spherical]
+        starts = np.cumsum([0, *widths[:-1]])
+        return np.add.reduceat(factors, starts) / widths
 
     def _put_joints(self, q: list[float], qd: list[float]) -> None:
         rest = iter(qd)

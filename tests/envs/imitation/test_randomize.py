@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from rlgym.envs.imitation.joints import columns, to_angles
 from rlgym.envs.imitation.randomize import PER_JOINT, QUANTITIES, check_ranges, draw, noisy, push
 from rlgym.envs.imitation.spec import RANDOMIZE, SPECS, RandomizeSpec
 from rlgym.envs.physics.engine import Sensed
+from rlgym.envs.physics.robots import get_robot
 from rlgym.errors import ConfigError
 
+A1 = get_robot("a1")
 COUNT = 4000
 SEEDS = np.arange(COUNT, dtype=np.int64)
 FIRST = SEEDS * 0
@@ -66,13 +69,13 @@ def test_noise_has_the_spread_that_was_asked_for():
     upright = np.tile([0.0, 0.0, 0.0, 1.0], (COUNT, 1))
     sensed = Sensed(upright, np.zeros((COUNT, 3)), np.ones((COUNT, 12)), np.zeros((COUNT, 12)))
     spec = RandomizeSpec(noise_angle=0.01, noise_velocity=0.5, noise_rotation=0.02, noise_rate=0.1)
-    read = noisy(spec, SEEDS, FIRST, sensed)
+    read = noisy(spec, SEEDS, FIRST, sensed, A1)
     assert (read.q - 1.0).std() == pytest.approx(0.01, rel=0.03)
     assert read.qd.std() == pytest.approx(0.5, rel=0.03)
     assert read.root_angvel.std() == pytest.approx(0.1, rel=0.03)
     assert (2.0 * read.root_quat[:, :3]).std() == pytest.approx(0.02, rel=0.03)
     assert np.allclose(np.linalg.norm(read.root_quat, axis=1), 1.0)
-    assert noisy(RANDOMIZE["none"], SEEDS, FIRST, sensed) is sensed
+    assert noisy(RANDOMIZE["none"], SEEDS, FIRST, sensed, A1) is sensed
 
 
 @pytest.mark.parametrize(
@@ -88,17 +91,24 @@ def test_noise_has_the_spread_that_was_asked_for():
 )
 def test_what_cannot_be_is_refused_in_a_line(spec, hint):
     with pytest.raises(ConfigError, match=hint) as caught:
-        check_ranges(spec, engine("friction", "latency"), False)
+        check_ranges(spec, engine("friction", "latency"))
     assert "\n" not in str(caught.value)
 
 
-def test_noise_of_angles_is_for_hinges():
-    with pytest.raises(ConfigError, match="noise_angle"):
-        check_ranges(RandomizeSpec(noise_angle=0.1), engine(), True)
+def test_noise_of_a_spherical_joint_leaves_it_a_rotation():
+    robot = get_robot("humanoid")
+    q = np.tile(robot.default_pose, (COUNT, 1))
+    zero = np.zeros((COUNT, 3))
+    sensed = Sensed(np.tile([0.0, 0.0, 0.0, 1.0], (COUNT, 1)), zero, q, np.zeros((COUNT, 28)))
+    read = noisy(RandomizeSpec(noise_angle=0.01), SEEDS, FIRST, sensed, robot)
+    balls = read.q[:, columns(robot, q).ball_q]
+    assert np.allclose(np.linalg.norm(balls, axis=-1), 1.0)
+    difference = to_angles(robot, read.q) - to_angles(robot, q)
+    assert difference.std(0) == pytest.approx(np.full(28, 0.01), rel=0.06)
 
 
 def test_presets_fit_the_engines():
     for name, spec in RANDOMIZE.items():
         everything = engine(*QUANTITIES, "push")
         everything.actuation = SPECS.get(name, SPECS["modern"]).actuation
-        check_ranges(spec, everything, False)
+        check_ranges(spec, everything)
