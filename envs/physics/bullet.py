@@ -88,6 +88,8 @@ class BulletEngine:
     ) -> None:
         """Build the worlds, each in the robot's default pose."""
         self.robot = robot = complete(robot)
+        if any(robot.spherical):  # in which Bullet's controller has no friction
+            self.capabilities = CAPABILITIES - {"viscous", "coulomb"}
         self.actuation, self.num_worlds = actuation, num_worlds
         self.physics_step, _ = split(actuation, robot)
         self.terrain = make_terrain(terrain)

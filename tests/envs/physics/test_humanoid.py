@@ -14,14 +14,16 @@ import pybullet_data
 import pytest
 from pybullet_utils.bullet_client import BulletClient
 
+from rlgym.envs.imitation.build import build_task
 from rlgym.envs.imitation.clip_files import load_clip
 from rlgym.envs.imitation.clips import ClipSet, Ref
 from rlgym.envs.imitation.joints import to_angles, to_positions
 from rlgym.envs.imitation.reward import reward
 from rlgym.envs.imitation.spec import SPECS
 from rlgym.envs.physics import make_engine
-from rlgym.envs.physics.engine import Engine, State
+from rlgym.envs.physics.engine import Engine, Randomization, State
 from rlgym.envs.physics.robots import get_robot
+from rlgym.errors import ConfigError
 
 HUMANOID = get_robot("humanoid")
 SPEC = SPECS["humanoid"]
@@ -106,6 +108,35 @@ def test_links_that_hit_the_ground_are_told_from_feet(engine: Engine) -> None:
     for _ in range(5):
         state = engine.step(q, q)
     assert state.illegal_contact.all()
+
+
+def test_bullet_says_that_it_has_no_friction_in_spherical_joints() -> None:
+    with pytest.raises(ConfigError, match="cannot randomize viscous"):
+        build_task(
+            1,
+            robot="humanoid",
+            clip="humanoid3d_walk",
+            spec="humanoid",
+            engine="bullet",
+            randomize={"viscous": [0.0, 0.1]},
+        )
+
+
+def test_a_weaker_servo_gives_way_in_both_engines(engine: Engine) -> None:
+    """A ball's three factors are one in Bullet, and the limits stay where they are."""
+    q = np.tile(HUMANOID.default_pose, (4, 1))
+    zero = np.zeros((4, 3))
+    upright = np.tile([0.0, 0.0, 0.0, 1.0], (4, 1))
+    height = np.tile([0.0, 0.0, HUMANOID.init_height], (4, 1))
+    kp = np.ones((4, 28))
+    kp[2:] = 0.4
+    poses = height, upright, zero, zero, q, np.zeros((4, 28))
+    engine.reset(np.ones(4, bool), *poses, Randomization(kp=kp))
+    for _ in range(10):
+        state = engine.step(q, q)
+    bent = to_angles(HUMANOID, q)[:, 9] - to_angles(HUMANOID, state.q)[:, 9]
+    assert (bent[2:] > 1.5 * bent[:2]).all()
+    engine.reset(np.ones(4, bool), *poses, Randomization(kp=np.ones((4, 28))))
 
 
 # ----- pybullet_envs' own humanoid as an oracle ---------------------------------------------------
