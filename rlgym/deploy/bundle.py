@@ -7,7 +7,6 @@ is used. Nothing that a bundle holds is ever run, compiled, unpickled or importe
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -21,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BundleError
+from .arrays import check_directory, check_member, read_arrays
+from .errors import BundleError, DeployError
+from .schema import fault_of, manifest_schema
 
 FORMAT = "rlpolicy"
 VERSION = 1
@@ -32,6 +33,10 @@ MAX_BYTES = 1 << 30
 MAX_MANIFEST = 4 << 20
 MAX_RATIO = 200
 """Unpacked over packed size beyond which a member is taken for a bomb."""
+MAX_DIGITS = 15
+"""Of a whole number in a manifest: more are not exact in every language."""
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+"""Names that Windows keeps for devices."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*){0,3}")
 
 
@@ -77,16 +82,8 @@ class Bundle:
         return data
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of an .npz in the bundle."""
-        try:
-            with np.load(io.BytesIO(self.read(name)), allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
-        except BundleError:
-            raise
-        except Exception as error:
-            raise BundleError(
-                f"{name} holds no arrays ({error}): export the policy again"
-            ) from None
+        """The arrays of an .npz in the bundle; see `read_arrays`."""
+        return read_arrays(self.read(name), name)
 
     def _check_files(self, source: Any, sizes: dict[str, int]) -> None:
         files = self.manifest["files"]
@@ -123,29 +120,26 @@ def read_manifest(data: bytes) -> dict[str, Any]:
         BundleError: it is no manifest, or of a version that this rlgym does not know.
     """
     try:
-        manifest = json.loads(data.decode("utf-8"), parse_constant=_no_constants)
+        manifest = json.loads(
+            data.decode("utf-8"),
+            parse_constant=_no_constants,
+            parse_float=_finite,
+            parse_int=_whole,
+            object_pairs_hook=_no_twins,
+        )
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} is not JSON: {error}") from None
+        said = " ".join(str(error).split())[:200]
+        raise BundleError(f"{MANIFEST} is not JSON: {said}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BundleError(f"{MANIFEST} does not describe a policy: its format is not '{FORMAT}'")
     if manifest.get("version") != VERSION:
         raise BundleError(
-            f"the bundle is of version {manifest.get('version')!r}, this rlgym reads {VERSION}: "
-            "update one of the two"
+            f"the bundle is of version {str(manifest.get('version'))[:40]}, this rlgym reads "
+            f"{VERSION}: update one of the two"
         )
-    for section, kind in (
-        ("files", dict),
-        ("observation", list),
-        ("action", list),
-        ("artefacts", list),
-        ("golden", dict),
-    ):
-        if not isinstance(manifest.get(section), kind):
-            raise BundleError(f"{MANIFEST} has no '{section}': export the policy again")
-    for name, entry in manifest["files"].items():
-        size = entry.get("bytes") if isinstance(entry, dict) else None
-        if type(size) is not int or not 0 <= size <= MAX_BYTES or not _is_hash(entry):
-            raise BundleError(f"{MANIFEST} says nothing usable of {name}: export the policy again")
+    fault = fault_of(manifest, manifest_schema())
+    if fault:
+        raise BundleError(f"{MANIFEST}: {fault}: export the policy again")
     return manifest
 
 
@@ -160,13 +154,27 @@ def finite(value: Any, what: str) -> float:
     return float(value)
 
 
-def _is_hash(entry: dict[str, Any]) -> bool:
-    found = entry.get("sha256")
-    return isinstance(found, str) and re.fullmatch(r"[0-9a-f]{64}", found) is not None
-
-
 def _no_constants(text: str) -> float:
     raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(float(text)):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return float(text)
+
+
+def _whole(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"{text[:20]}... is too large a number")
+    return int(text)
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an entry is there twice")
+    return found
 
 
 # ----------------------------------------------------------------------------- where files lie
@@ -178,6 +186,7 @@ class _Folder:
 
     def sizes(self) -> dict[str, int]:
         found: dict[str, int] = {}
+        seen = 0
         for folder, folders, files in os.walk(self.path):
             for name in (*folders, *files):
                 path = Path(folder, name)
@@ -186,16 +195,20 @@ class _Folder:
                 if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                     raise BundleError(f"{label} is a link or a device: a bundle has plain files")
                 if stat.S_ISREG(mode):
-                    found[label] = path.stat().st_size
-                if len(found) > MAX_FILES:
+                    found[label] = path.lstat().st_size
+                seen += 1
+                if seen > 2 * MAX_FILES or len(found) > MAX_FILES:
                     raise BundleError(
                         f"{self.path} has more than {MAX_FILES} files: it is no bundle"
                     )
         return found
 
     def read(self, name: str, limit: int) -> bytes:
-        with (self.path / name).open("rb") as file:
-            return file.read(limit + 1)
+        try:
+            with (self.path / name).open("rb") as file:
+                return file.read(limit + 1)
+        except OSError as error:
+            raise BundleError(f"{self.path / name} cannot be read ({error.strerror})") from None
 
 
 class _Zip:
@@ -205,20 +218,18 @@ class _Zip:
     def sizes(self) -> dict[str, int]:
         found: dict[str, int] = {}
         members = self.archive.infolist()
-        if len(members) > MAX_FILES:
+        if len(members) > 2 * MAX_FILES:
             raise BundleError(f"the bundle has more than {MAX_FILES} members: it is none of ours")
         for member in members:
             kind = stat.S_IFMT(member.external_attr >> 16)
+            if member.is_dir() and kind in (0, stat.S_IFDIR) and member.file_size == 0:
+                _check_names({member.filename.rstrip("/"): 0})  # other programs write folders too
+                continue
             if member.is_dir() or kind not in (0, stat.S_IFREG):
                 raise BundleError(f"member {member.filename!r} is no plain file")
-            if member.flag_bits & 0x1:
-                raise BundleError(f"member {member.filename!r} is encrypted: bundles are not")
             if member.filename in found:
                 raise BundleError(f"member {member.filename!r} is there twice")
-            if member.file_size > MAX_RATIO * max(member.compress_size, 1):
-                raise BundleError(
-                    f"member {member.filename!r} unpacks to {member.file_size:,} bytes"
-                )
+            check_member(member, MAX_RATIO)
             found[member.filename] = member.file_size
         return found
 
@@ -235,19 +246,22 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise BundleError(f"{path}: there is no such bundle")
     try:
-        with zipfile.ZipFile(path) as archive:
-            yield _Zip(archive)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError) as error:
-        raise BundleError(f"{path} is no bundle, or a torn one ({error})") from None
-    except Exception as error:
-        if isinstance(error, BundleError):
-            raise
-        raise BundleError(f"{path} cannot be unpacked ({type(error).__name__}: {error})") from None
+        with path.open("rb") as file:
+            check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                yield _Zip(archive)
+    except DeployError:
+        raise
+    except Exception as error:  # zlib's, struct's and zipfile's are no common family
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BundleError(f"{path} is no bundle, or a torn one ({said})") from None
 
 
 def _check_names(sizes: dict[str, int]) -> None:
     for name in sizes:
-        if not _NAME.fullmatch(name) or len(name) > 200:
+        parts = name.split("/")
+        bad = any(part.endswith(".") or _RESERVED.fullmatch(part) for part in parts)
+        if bad or not _NAME.fullmatch(name) or len(name) > 200:
             raise BundleError(f"{name!r} is no name for a file of a bundle")
     lower = [name.lower() for name in sizes]
     if len(set(lower)) != len(lower):

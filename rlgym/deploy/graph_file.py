@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from . import graph as g
+from .arrays import read_arrays
 from .errors import BundleError
 from .graph import Action, Graph, Op, Port
+from .graph_check import check_graph
 
 OPS: dict[str, type[Op]] = {
     kind.__name__: kind
@@ -61,8 +63,7 @@ def load_graph(data: bytes) -> Graph:
         BundleError: the bytes are no such file, or name what is not there.
     """
     try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(data, "the graph")
         layout = json.loads(arrays.pop(_LAYOUT).tobytes())
         if len(layout["ops"]) > MAX_OPS:
             raise BundleError(f"a graph of {len(layout['ops'])} operations is no policy's")
@@ -76,10 +77,9 @@ def load_graph(data: bytes) -> Graph:
     except BundleError:
         raise
     except Exception as error:
-        raise BundleError(
-            f"the graph cannot be read ({type(error).__name__}: {error}): export the policy again"
-        ) from None
-    _check(graph)
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise BundleError(f"the graph cannot be read ({said}): export the policy again") from None
+    check_graph(graph)
     return graph
 
 
@@ -90,27 +90,3 @@ def _build(kind: type, item: dict[str, Any], arrays: dict[str, np.ndarray]) -> A
         return tuple(entry) if isinstance(entry, list) else entry
 
     return kind(**{name: value(entry) for name, entry in item.items()})
-
-
-def _check(graph: Graph) -> None:
-    """Refuse arrays that are not finite, and names that are read before they are written."""
-    known = {port.name for port in graph.inputs}
-    for op in graph.ops:
-        for name in op.inputs:
-            if name not in known:
-                raise BundleError(f"the graph reads '{name}' before anything gives it")
-        if op.output in known:
-            raise BundleError(f"the graph gives '{op.output}' twice")
-        known.add(op.output)
-        for name, array in g.constants(op).items():
-            if isinstance(op, g.Clip):
-                if np.isnan(array).any():
-                    raise BundleError(f"a bound in the graph is not a number ({name})")
-            elif not np.isfinite(array).all():
-                raise BundleError(
-                    f"weights of '{op.output}' are not finite ({name}): train again, or export an "
-                    "earlier checkpoint"
-                )
-    for port in (*graph.outputs, *(Port(a.output, (), "") for a in graph.actions)):
-        if port.name not in known:
-            raise BundleError(f"the graph never gives its output '{port.name}'")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from .bundle import Bundle
+from .contract import check_contract
 from .errors import BundleError, DeployError
 from .graph import MASK, STATE, Graph
 from .graph_file import load_graph
+from .onnx_check import check_onnx
 from .reference import run, to_world
 
 GRAPH = "policy.npz"
@@ -45,11 +48,17 @@ class Policy:
         replay: bool = True,
     ) -> None:
         self.graph = load_graph(bundle.read(GRAPH))
+        check_contract(bundle.manifest, self.graph, tuple(bundle.manifest["files"]))
         self.runtime, self._session = runtime, None
         if runtime != "numpy":
-            self._session = _session(bundle, runtime)
+            try:
+                self._session = load_onnx(bundle, self.graph)
+            except ModuleNotFoundError:
+                if runtime == "onnx":
+                    raise DeployError(
+                        "onnxruntime is not installed: pip install onnxruntime"
+                    ) from None
             self.runtime = "numpy" if self._session is None else "onnx"
-        self._names = [port.name for port in self.graph.outputs]
         self._state: np.ndarray | None = None
         self.reset()
         self.golden_error = self._replay(bundle) if replay else float("nan")
@@ -62,16 +71,9 @@ class Policy:
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """All outputs of the graph for (B, *shape) inputs, state included; nothing is kept."""
         if self._session is None:
-            return run(self.graph, inputs)
-        full = dict(inputs)
-        rows = len(next(iter(full.values())))
-        for port in self.graph.inputs:
-            if port.name == MASK:
-                full.setdefault(port.name, np.ones((rows, *port.shape), np.bool_))
-            if port.name == STATE:
-                full.setdefault(port.name, np.zeros((rows, *port.shape), np.float32))
-        found = self._session.run(self._names, full)
-        return dict(zip(self._names, found, strict=True))
+            with np.errstate(all="ignore"):  # what is not finite is a guard's business
+                return run(self.graph, inputs)
+        return run_onnx(self._session, self.graph, inputs)
 
     def act(self, obs: np.ndarray | Mapping[str, np.ndarray], mask: Any = None) -> Any:
         """Choose what the world is told for one observation; memory is carried on.
@@ -121,7 +123,7 @@ class Policy:
         Raises:
             BundleError: an action differs.
         """
-        inputs, world = golden_pairs(bundle)
+        inputs, world = golden_pairs(bundle, self.graph)
         error = error_of(self.graph, self.run(inputs), world)
         allowed = float(bundle.manifest["golden"]["tolerance"])
         if not error <= allowed:
@@ -132,13 +134,28 @@ class Policy:
         return error
 
 
-def golden_pairs(bundle: Bundle) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Recorded inputs by the graph's names, and the trainer's actions by key."""
+def golden_pairs(
+    bundle: Bundle, graph: Graph
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Recorded inputs by the graph's names, and the trainer's actions by key.
+
+    Raises:
+        BundleError: they are not of the graph's names, types and sizes.
+    """
     arrays = bundle.arrays(GOLDEN)
     inputs = {n.removeprefix("inputs/"): a for n, a in arrays.items() if n.startswith("inputs/")}
     world = {n.removeprefix("world/"): a for n, a in arrays.items() if n.startswith("world/")}
-    if not inputs or not world:
-        raise BundleError(f"{GOLDEN} holds no golden pairs: export the policy again")
+    pairs = bundle.manifest["golden"]["pairs"]
+    wanted = {port.name: (pairs, *port.shape) for port in graph.inputs}
+    if wanted != {name: array.shape for name, array in inputs.items()}:
+        raise BundleError(f"{GOLDEN} does not hold {pairs} inputs of the policy: export it again")
+    for port in graph.inputs:
+        if inputs[port.name].dtype != port.dtype:
+            raise BundleError(f"{GOLDEN} has '{port.name}' in another type: export it again")
+    if {action.key for action in graph.actions} != world.keys() or any(
+        world[action.key].size != pairs * math.prod(action.shape) for action in graph.actions
+    ):
+        raise BundleError(f"{GOLDEN} does not hold {pairs} actions of the policy: export it again")
     return inputs, world
 
 
@@ -167,22 +184,47 @@ def error_of(
     return worst
 
 
-def _session(bundle: Bundle, runtime: str) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        if runtime == "auto":
-            return None
-        raise DeployError("onnxruntime is not installed: pip install onnxruntime") from None
+def load_onnx(bundle: Bundle, graph: Graph, name: str = ONNX) -> Any:
+    """Return an onnxruntime session of a bundle's ONNX, which is looked into before it is loaded.
+
+    Raises:
+        ModuleNotFoundError: onnxruntime is not installed.
+        BundleError: the file is more than arithmetic, or of other inputs and outputs than `graph`.
+    """
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # a small network is one task
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, too
+    data = bundle.read(name)
+    check_onnx(data, name)
     try:
-        return onnxruntime.InferenceSession(
-            bundle.read(ONNX), options, providers=["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common family
+        said = " ".join(str(error).split())[:200]
+        raise BundleError(f"{name} cannot be loaded ({said}): export the policy again") from None
+    found = {item.name for item in session.get_inputs()}, {i.name for i in session.get_outputs()}
+    wanted = {port.name for port in graph.inputs}, {port.name for port in graph.outputs}
+    if found != wanted:
+        raise BundleError(
+            f"{name} takes {sorted(found[0])} and gives {sorted(found[1])}, the policy takes "
+            f"{sorted(wanted[0])} and gives {sorted(wanted[1])}: export it again"
         )
-    except BundleError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise BundleError(f"{ONNX} cannot be loaded ({text}): export the policy again") from None
+    return session
+
+
+def run_onnx(session: Any, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a session gives for (B, *shape) inputs; mask and state may be left out."""
+    full = dict(inputs)
+    rows = len(next(iter(full.values())))
+    for port in graph.inputs:
+        if port.name == MASK:
+            full.setdefault(port.name, np.ones((rows, *port.shape), np.bool_))
+        if port.name == STATE:
+            full.setdefault(port.name, np.zeros((rows, *port.shape), np.float32))
+    names = [port.name for port in graph.outputs]
+    try:
+        return dict(zip(names, session.run(names, full), strict=True))
+    except Exception as error:  # onnxruntime's errors have no common family
+        said = " ".join(str(error).split())[:200]
+        raise BundleError(f"the ONNX cannot be computed ({said}): export it again") from None

@@ -1,15 +1,27 @@
-"""Verifying a bundle, also a stranger's: each artefact against the golden pairs."""
+"""Verifying a bundle, also a stranger's: each artefact against the golden pairs.
+
+What is only read and computed (numpy, ONNX of standard operators, LiteRT) is checked for everyone.
+What is compiled, or loaded by a library that can run code (C, .pt2), is left alone without `trust`.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlgym.deploy.bundle import Bundle, finite
-from rlgym.deploy.policy import Policy, error_of, golden_pairs
+import numpy as np
+
+from rlgym.deploy.bundle import Bundle
+from rlgym.deploy.errors import DeployError
+from rlgym.deploy.policy import Policy, error_of, golden_pairs, load_onnx, run_onnx
+from rlgym.errors import UserError
 from rlgym.export.bundle import compile_and_run
+from rlgym.export.golden import TOLERANCE
+
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -38,40 +50,104 @@ class Check:
         }
 
 
+@dataclass(frozen=True)
+class Case:
+    """A bundle with all that its artefacts are held against."""
+
+    bundle: Bundle
+    policy: Policy
+    """In numpy."""
+    inputs: Arrays
+    """Golden ones, by the graph's names."""
+    world: Arrays
+    """The trainer's actions, by key."""
+
+    def compare(self, name: str, outputs: Arrays, tolerance: float, where: str = "") -> Check:
+        """Hold outputs against the trainer's actions."""
+        error = error_of(self.policy.graph, outputs, self.world)
+        pairs = len(next(iter(self.inputs.values())))
+        text = f"{pairs} golden pairs, largest error {error:.1e} of the range{where}"
+        if not error <= tolerance:
+            text += f", {tolerance:g} is allowed"
+        return Check(name, text, error <= tolerance, error=error)
+
+
 def verify(path: str | Path, trust: bool = False) -> list[Check]:
     """Check files, hashes, and every artefact that can be run here.
 
     Args:
         path: the bundle.
-        trust: compile and run its C source too.
+        trust: compile and load what could run code, too.
 
     Raises:
         BundleError: it is not whole, not safe, or not readable; nothing of it was run.
     """
     bundle = Bundle(path)
-    manifest = bundle.manifest
-    checks = [Check("files", f"{len(manifest['files'])} files, all hashes right", True)]
-    inputs, world = golden_pairs(bundle)
-    pairs = len(next(iter(inputs.values())))
-    tolerance = finite(manifest.get("golden", {}).get("tolerance"), "golden.tolerance")
-    for runtime in ("numpy", "onnx"):
-        policy = Policy(bundle, runtime, replay=False)  # type: ignore[arg-type]
-        error = error_of(policy.graph, policy.run(inputs), world)
-        text = f"{pairs} golden pairs, largest error {error:.1e} of the range"
-        checks.append(Check(runtime, text, error <= tolerance, error=error))
-    sources = [entry for entry in manifest["artefacts"] if entry["format"] in ("c", "c-int8")]
-    return checks + [_check_c(bundle, entry, trust) for entry in sources]
+    files = Check("files", f"{len(bundle.manifest['files'])} files, all hashes right", True)
+    policy = Policy(bundle, "numpy", replay=False)
+    case = Case(bundle, policy, *golden_pairs(bundle, policy.graph))
+    checks = [files, case.compare("numpy", policy.run(case.inputs), TOLERANCE)]
+    for entry in bundle.manifest["artefacts"]:
+        name = entry["format"]
+        if name == "numpy":
+            continue
+        if name not in CHECKS:
+            checks.append(Check(name, "not run here; its files are whole", True, skipped=True))
+            continue
+        check, needs_trust = CHECKS[name]
+        if needs_trust and not trust:
+            text = "not run: add --trust if you know who made it"
+            checks.append(Check(name, text, True, skipped=True))
+        else:
+            checks.append(check(case, entry))
+    return checks
 
 
-def _check_c(bundle: Bundle, artefact: dict[str, Any], trust: bool) -> Check:
+def _check_onnx(case: Case, artefact: dict[str, Any]) -> Check:
+    """All its ONNX files; the worst one is told."""
+    found = []
+    for name in artefact["files"]:
+        try:
+            session = load_onnx(case.bundle, case.policy.graph, name)
+        except ModuleNotFoundError:
+            text = 'not run: pip install "rlgym-lab[export]"'
+            return Check("onnx", text, True, skipped=True)
+        outputs = run_onnx(session, case.policy.graph, case.inputs)
+        found.append(case.compare("onnx", outputs, TOLERANCE, f" ({name})"))
+    if not found:
+        return Check("onnx", "it names no files", False)
+    return max(found, key=lambda check: check.error or 0.0)
+
+
+def _check_c(case: Case, artefact: dict[str, Any]) -> Check:
     name = artefact["format"]
-    if not trust:
-        text = "not compiled: add --trust if you know who made it"
-        return Check(name, text, True, skipped=True)
     with tempfile.TemporaryDirectory() as folder:
         for file in artefact["files"]:
-            Path(folder, Path(file).name).write_bytes(bundle.read(file))
-        error, where = compile_and_run(Path(folder))
+            Path(folder, Path(file).name).write_bytes(case.bundle.read(file))
+        try:
+            error, where = compile_and_run(Path(folder))
+        except UserError as fault:
+            return Check(name, str(fault), False)
     if error is None:
         return Check(name, where, True, skipped=True)
     return Check(name, f"{where}: its own test passes, error {error:.1e}", True, error=error)
+
+
+def _check_pt2(case: Case, artefact: dict[str, Any]) -> Check:
+    from rlgym.export.pt2 import run_pt2
+
+    data = case.bundle.read(artefact["files"][0])
+    try:
+        outputs = run_pt2(data, case.policy.graph, case.inputs)
+    except DeployError as fault:
+        return Check("pt2", str(fault), False)
+    return case.compare("pt2", outputs, TOLERANCE)
+
+
+CHECKS: dict[str, tuple[Callable[[Case, dict[str, Any]], Check], bool]] = {
+    "onnx": (_check_onnx, False),
+    "c": (_check_c, True),
+    "c-int8": (_check_c, True),
+    "pt2": (_check_pt2, True),
+}
+"""Name of a format -> what checks it, and whether that could run code out of the bundle."""
