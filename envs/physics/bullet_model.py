@@ -136,16 +136,15 @@ def inspect(robot: Robot, build: Build) -> Model:
     flags, urdf = p.URDF_IGNORE_VISUAL_SHAPES, ""
     client = connect()
     try:
-        body = load(robot, flags, client)
-        masses, inertias = _inertias(body, client)
         if file_has_inertia:
             flags |= p.URDF_USE_INERTIA_FROM_FILE
             body = load(robot, flags | p.URDF_IGNORE_COLLISION_SHAPES, client)
-            inertias = tuple(  # Bullet refuses some, for which it then has zeros
-                own if min(own) > 0.0 else shape
-                for own, shape in zip(_inertias(body, client)[1], inertias, strict=True)
-            )
+        else:
+            body = load(robot, flags, client)
+        masses, inertias = _inertias(body, client)
         built = whole = _Names(body, client)
+        if file_has_inertia:
+            inertias = _with_refused(robot, whole, inertias)
         masses, inertias = _without_invented(robot, build, whole, masses, inertias)
         if build.merge and whole.fixed:
             urdf = merged_urdf(robot, whole.parts(masses, inertias))
@@ -268,6 +267,25 @@ def _inertias(body: int, client: int) -> tuple[tuple[float, ...], tuple[tuple[fl
     links = range(-1, p.getNumJoints(body, client))
     found = [p.getDynamicsInfo(body, link, client) for link in links]
     return tuple(info[0] for info in found), tuple(info[2] for info in found)
+
+
+def _with_refused(
+    robot: Robot, whole: _Names, inertias: tuple[tuple[float, ...], ...]
+) -> tuple[tuple[float, ...], ...]:
+    """Fill in inertias that Bullet takes for zero, because no body of positive mass has such.
+
+    MuJoCo's way (`balanceinertia`): about every axis the mean of the file's three.
+    """
+    means = {}
+    for link in read_xml(robot)[1].findall("link"):
+        inertia = link.find("inertial/inertia")
+        if inertia is not None:
+            trace = sum(float(inertia.get(axis, "0")) for axis in ("ixx", "iyy", "izz"))
+            means[whole.links[link.attrib["name"]]] = trace / 3
+    return tuple(
+        own if any(own) else (means.get(link, 0.0),) * 3
+        for link, own in enumerate(inertias, start=-1)
+    )
 
 
 def _without_invented(
