@@ -10,13 +10,14 @@ from rlgym.report import svg
 NAMESPACE = {"s": "http://www.w3.org/2000/svg"}
 
 
-def drawn_bars(picture: str) -> list[tuple[str, float]]:
+def drawn_bars(picture: str) -> list[tuple]:
     """Return what each bar says it shows, and its height in pixels."""
-    root = ElementTree.fromstring(picture)
-    found = [
-        r for r in root.findall("s:rect", NAMESPACE) if r.find("s:title", NAMESPACE) is not None
-    ]
-    return [(r.find("s:title", NAMESPACE).text, float(r.get("height"))) for r in found]
+    found = []
+    for bar in ElementTree.fromstring(picture).findall("s:rect", NAMESPACE):
+        title = bar.find("s:title", NAMESPACE)
+        if title is not None:
+            found.append((title.text, float(bar.get("height"))))
+    return found
 
 
 def test_a_bar_is_as_high_as_its_value():
