@@ -168,7 +168,7 @@ def bench_imitate_reference(
         episodes: of each policy, 600 steps long, from random phases.
         seed: of the first episode.
         workers: processes; by default one per core.
-        quick: three short episodes of each, to see that everything works.
+        quick: two short episodes of each, to see that everything works.
     """
     name = "imitate-reference"
     if not clips or not policies:
@@ -181,9 +181,10 @@ def bench_imitate_reference(
         )
     steps = STEPS
     if quick:
-        episodes, steps = 3, 5
+        episodes, steps = 2, 5
     from rlgym.interop.motion_imitation import load_policy
 
+    own = _own(run, run_clip) if run else None
     found = {}
     for skill in ORIGINAL:
         clip, file = _file(clips, f"{skill}.txt"), _file(policies, f"{skill}.zip")
@@ -191,8 +192,13 @@ def bench_imitate_reference(
         found[skill] = play(policy, clip, episodes, seed=seed, steps=steps, num_workers=workers)
         say(f"{skill}: {found[skill].details()}")
     cases = [_case(skill, theirs) for skill, theirs in found.items()]
-    if run:
-        cases.append(_run_case(run, clips, run_clip, found, episodes, seed, steps, workers))
+    if own is not None:
+        policy, action = own
+        clip = _file(clips, f"{run_clip}.txt")
+        ours = play(
+            policy, clip, episodes, seed=seed, steps=steps, num_workers=workers, action=action
+        )
+        cases.append(_own_case(Path(run).name, run_clip, ours, found[run_clip]))
     measured = (
         f"mean return of {episodes} episodes of {steps} steps of 33 ms (Laikago in PyBullet, "
         "reference spec, deterministic actions, random phases), in percent of the return that "
@@ -221,53 +227,33 @@ def _case(skill: str, found: Episodes) -> Case:
     )
 
 
-def _run_case(
-    run: str,
-    clips: str,
-    clip: str,
-    found: dict[str, Episodes],
-    episodes: int,
-    seed: int,
-    steps: int,
-    workers: int | None,
-) -> Case:
-    """Hold a run of ours against the published policy of the same clip, in the same worlds."""
+def _own(run: str, clip: str) -> tuple[Any, dict[str, Any]]:
+    """Load a run's policy, and the zero and unit of its actions, which are its own.
+
+    Raises:
+        UserError: there is nothing to hold it against, or it was trained in another world.
+    """
     from rlgym.training.run import load_policy
 
-    if clip not in found:
-        raise UserError(f"--run-clip {clip}: there is a published policy of {', '.join(found)}")
+    if clip not in ORIGINAL:
+        raise UserError(f"--run-clip {clip}: there is a published policy of {', '.join(ORIGINAL)}")
     policy = load_policy(run)
-    ours = play(
-        policy,
-        _file(clips, f"{clip}.txt"),
-        episodes,
-        seed=seed,
-        steps=steps,
-        num_workers=workers,
-        action=_action_of(policy, run),
-    )
+    env = policy.config.env if policy.config is not None else {}
+    if env.get("spec") != "reference":
+        raise UserError(f"{run} was not trained with the reference spec: --env.spec reference")
+    action = env.get("action", {})
+    return policy, {key: value for key, value in action.items() if key in ("offset", "scale")}
+
+
+def _own_case(name: str, clip: str, ours: Episodes, published: Episodes) -> Case:
     return Case(
-        name=f"{Path(run).name} on {clip}, against the published policy",
+        name=f"{name} on {clip}, against the published policy",
         unit="per step",
         value=ours.per_step,
-        baseline=found[clip].per_step,
+        baseline=published.per_step,
         goal=1.0,
         goal_is="at least",
         goal_on="ratio",
         conditions={"no episode falls": not ours.fell.any()},
         details=ours.details(),
     )
-
-
-def _action_of(policy: Any, run: str) -> dict[str, Any]:
-    """Zero and unit of a run's actions, which are the policy's own; the rest is the spec's.
-
-    Raises:
-        UserError: the run was not trained with the reference spec.
-    """
-    env = policy.config.env if policy.config is not None else {}
-    if env.get("spec") != "reference":
-        raise UserError(f"{run} was not trained with the reference spec: --env.spec reference")
-    return {
-        key: value for key, value in env.get("action", {}).items() if key in ("offset", "scale")
-    }
