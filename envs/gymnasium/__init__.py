@@ -53,7 +53,8 @@ def make_world(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
     try:
         spec = gymnasium.spec(world_id)
         if isinstance(spec.entry_point, str):
-            load_env_creator(spec.entry_point)  # imports the world's module, and with it pybullet
+            with bullet.without_noise(bullet.GREETING, descriptor=2):  # imports the world's module
+                load_env_creator(spec.entry_point)
         bullet.hush()
         return gymnasium.make(world_id, disable_env_checker=True, **kwargs)
     except (

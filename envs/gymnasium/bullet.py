@@ -1,4 +1,4 @@
-"""PyBullet without the lines `argv[0]=...` that it prints each time a world connects to it."""
+"""PyBullet without the lines that it prints when it is imported and when a world connects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from typing import Any
 NOISE = b"argv["
 """What a line that says nothing begins with."""
 
-_lock = threading.Lock()  # descriptor 1 belongs to the whole process
+GREETING = b"pybullet build time"
+"""What it prints on standard error when it is imported first."""
+
+_lock = threading.RLock()  # descriptors belong to the whole process
 
 
 def hush() -> None:
@@ -37,8 +40,8 @@ def hush() -> None:
 
 
 @contextlib.contextmanager
-def without_noise(*noise: bytes) -> Iterator[None]:
-    """Hold back what reaches descriptor 1, then pass on all lines but those that begin with noise.
+def without_noise(*noise: bytes, descriptor: int = 1) -> Iterator[None]:
+    """Hold back what reaches a descriptor, then pass on all lines but those that begin with noise.
 
     A file holds it, not a pipe: nobody would read the pipe while C prints and waits for room.
     """
@@ -47,28 +50,29 @@ def without_noise(*noise: bytes) -> Iterator[None]:
         try:
             held = stack.enter_context(tempfile.TemporaryFile())
             _flush()
-            kept = os.dup(1)
+            kept = os.dup(descriptor)
         except OSError:  # no such descriptor (a program without a console), or no room
             yield
             return
         try:
-            os.dup2(held.fileno(), 1)
+            os.dup2(held.fileno(), descriptor)
             yield
         finally:
             _flush()
-            os.dup2(kept, 1)
+            os.dup2(kept, descriptor)
             os.close(kept)
             held.seek(0)
             lines = [line for line in held.readlines() if not line.lstrip().startswith(noise)]
             if lines:
-                with open(1, "wb", closefd=False) as out:
+                with open(descriptor, "wb", closefd=False) as out:
                     out.writelines(lines)
 
 
 def _flush() -> None:
-    """Empty the buffers of Python's and of C's standard output."""
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
+    """Empty the buffers of Python's and of C's standard output and error."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
         library.fflush(None)

@@ -16,10 +16,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pybullet as p
 
 from rlgym.envs.imitation.rotations import conjugate, multiply, normalize, rotation_vector
 from rlgym.envs.physics.bullet_world import BulletWorld
+from rlgym.envs.physics.quiet_pybullet import pybullet as p
 
 
 class BallWorld(BulletWorld):

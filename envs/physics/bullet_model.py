@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pybullet as p
 
 from rlgym.envs.gymnasium.bullet import hush, without_noise
 from rlgym.envs.physics.bullet_merge import Part, find_parts, merged_urdf
 from rlgym.envs.physics.engine import Actuation
+from rlgym.envs.physics.quiet_pybullet import pybullet as p
 from rlgym.envs.physics.robots import Robot
 from rlgym.envs.physics.urdf import is_urdf, lacks_inertia, model_path, read_model, read_xml
 from rlgym.errors import WorldError
@@ -34,7 +34,8 @@ class Build:
     """How the robot and its world are made."""
 
     merge: bool = True
-    """Make one link of links that are fixed to each other: faster, the same mass and inertia."""
+    """Make one link of links that are fixed to each other, with the same mass and inertia, and
+    contacts hard: faster, and nearer to MuJoCo; else the file is simulated as it is."""
     collide: Literal["all", "feet"] = "all"
     """Which links touch the ground."""
     inertia: Literal["file", "shapes"] = "file"

@@ -16,7 +16,6 @@ import math
 from typing import Any
 
 import numpy as np
-import pybullet as p
 
 from rlgym.envs.physics.bullet_model import (
     Build,
@@ -30,6 +29,7 @@ from rlgym.envs.physics.bullet_model import (
     step_fields,
 )
 from rlgym.envs.physics.engine import Actuation
+from rlgym.envs.physics.quiet_pybullet import pybullet as p
 from rlgym.envs.physics.robots import Robot
 
 FASTEST = 100.0

@@ -173,9 +173,8 @@ def _bullet_inertia(robot: Robot) -> list[tuple[str, float, tuple, tuple, tuple]
     It takes each link's inertia from its collision shapes where it is not told otherwise, which is
     what a file without inertias means.
     """
-    import pybullet
-
     from rlgym.envs.physics.bullet_model import connect, load
+    from rlgym.envs.physics.quiet_pybullet import pybullet
 
     client = connect()
     try:

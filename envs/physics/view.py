@@ -13,9 +13,9 @@ import sys
 from typing import Any, NamedTuple
 
 import numpy as np
-import pybullet
 
 from rlgym.envs.physics.bullet_model import connect, load
+from rlgym.envs.physics.quiet_pybullet import pybullet
 from rlgym.envs.physics.robots import Robot
 from rlgym.envs.physics.terrain import Terrain, make_terrain
 from rlgym.envs.physics.urdf import multiply, rotate

@@ -113,9 +113,8 @@ def measure_bullet(
         repeats: repetitions.
         steps: control steps of each.
     """
-    import pybullet
-
     from rlgym.envs.imitation.build import build_task
+    from rlgym.envs.physics.quiet_pybullet import pybullet
 
     task = build_task(
         WORLDS, engine="bullet", robot=robot, spec="reference", num_workers=0, **changes

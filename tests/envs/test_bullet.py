@@ -1,6 +1,7 @@
 """PyBullet's chatter: gone, and nothing else with it."""
 
 import ctypes
+import subprocess
 import sys
 import types
 
@@ -64,3 +65,9 @@ def test_without_pybullet_there_is_nothing_to_do(monkeypatch):
     monkeypatch.delitem(sys.modules, "pybullet", raising=False)
     bullet.hush()
     assert "pybullet" not in sys.modules
+
+
+def test_importing_it_prints_nothing():
+    script = "from rlgym.envs.physics.quiet_pybullet import pybullet; print(pybullet.DIRECT)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
