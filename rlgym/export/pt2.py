@@ -88,7 +88,7 @@ Arrays = dict[str, Tensor]
 
 
 def _flatten(op: g.Flatten, _: Arrays, x: Tensor) -> Tensor:
-    return x.flatten(1).float()
+    return x.reshape(x.shape[0], -1).float()  # also where a value has no axis of its own
 
 
 def _normalize(op: g.Normalize, a: Arrays, x: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def _normalize(op: g.Normalize, a: Arrays, x: Tensor) -> Tensor:
 
 def _one_hot(op: g.OneHot, _: Arrays, x: Tensor) -> Tensor:
     columns = zip(x.unbind(1), op.sizes, op.start, strict=True)
-    parts = [(x - start).unsqueeze(1) == torch.arange(size) for x, size, start in columns]
+    parts = [(x - start).unsqueeze(1) == torch.arange(n) for x, n, start in columns]
     return torch.cat(parts, 1).float()
 
 
