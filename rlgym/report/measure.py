@@ -42,6 +42,8 @@ class Measured:
     """The same of each episode."""
     terms: dict[str, float]
     """Each reward term's share of `score`."""
+    clips: dict[str, float]
+    """Score of the episodes that began with each clip."""
     survival: float
     """Share of episodes that lasted to the time limit."""
     causes: dict[str, int]
@@ -86,6 +88,7 @@ def play(env: Any, act: Actor, episodes: int, *, seed: int = 0, trace: bool = Fa
     missing[: episodes % env.num_envs] += 1
     found: list[_Episode] = []
     obs, info = env.reset(seed=seed)
+    tally.clear(np.ones(env.num_envs, bool))
     while missing.any():
         obs, reward, terminated, truncated, info = env.step(act(obs, info))
         terminated, truncated = np.asarray(terminated), np.asarray(truncated)
@@ -147,6 +150,7 @@ class _Episode:
 
     cause: str
     """What ended it, of `CAUSES`; "" for the time limit."""
+    clip: str
     score: float
     steps: int
     """Those that `score` is a mean of: all of a whole episode after a fall."""
@@ -170,6 +174,7 @@ class _Tally:
         self.full = round(task.spec.episode.seconds / task.control_dt)
         terms = task.spec.reward
         self.weights = {name: getattr(terms, name).weight for name in env.reward_term_names}
+        self.clip = np.zeros(count, np.int64)
         self.steps = np.zeros(count, np.int64)
         self.tracked = np.zeros(count, np.int64)
         self.sums = {
@@ -241,10 +246,14 @@ class _Tally:
         sums["distance"] = float(np.hypot(*self.way[row]))
         steps = self.full if cause in FALLS else int(self.steps[row])
         score = sums["reward"] / steps
-        return _Episode(cause, score, steps, int(self.tracked[row]), sums, tuple(self.drifts[row]))
+        clip = self.task.clips.names[self.clip[row]]
+        return _Episode(
+            cause, clip, score, steps, int(self.tracked[row]), sums, tuple(self.drifts[row])
+        )
 
     def clear(self, rows: np.ndarray) -> None:
-        """Begin new episodes in some rows."""
+        """Begin new episodes in some rows; the task stands at their start."""
+        self.clip[rows] = self.task.episodes.clip[rows]
         for array in (self.steps, self.tracked, self.window, self.way, self.left):
             array[rows] = 0
         for array in self.sums.values():
@@ -260,6 +269,9 @@ class _Tally:
         causes = Counter(one.cause for one in found if one.cause in FALLS)
         seconds = tracked * self.task.control_dt
         moves = total["distance"] / seconds > STANDS
+        by_clip: dict[str, list[float]] = {}
+        for one in found:
+            by_clip.setdefault(one.clip, []).append(one.score)
         return Measured(
             episodes=len(found),
             score=float(np.mean([one.score for one in found])),
@@ -268,6 +280,7 @@ class _Tally:
                 name: float(np.mean([one.sums[name] / one.steps for one in found]))
                 for name in self.weights
             },
+            clips={name: float(np.mean(by_clip[name])) for name in sorted(by_clip)},
             survival=1.0 - sum(causes.values()) / len(found),
             causes=dict(causes),
             joint_error=math.sqrt(total["joint"] / tracked),

@@ -112,6 +112,9 @@ def tables(document: Document) -> dict[str, list[tuple[str, Rows]]]:
     found: dict[str, list[tuple[str, Rows]]] = {section: [] for section in NOTES}
     for engine, name in about["engines"].items():
         found["Scores"].append((_caption(name, engine, cells), _scores(about, engine, cells)))
+        clips = _clips(about, engine, cells)
+        if len(clips[0]) > 2:
+            found["Scores"].append((f"{name}, trained policy, by clip", clips))
         found["Reward terms"].append((name, _terms(about, engine, cells)))
         found["Tracking and energy"].append((name, _tracking(about, engine, cells)))
     return found
@@ -135,6 +138,17 @@ def _scores(about: Document, engine: str, cells: Sequence[Document]) -> Rows:
         row = [_number(one["score"]) for one in found] + [f"{one['survival']:.0%}" for one in found]
         rows.append([_title(about, cell), *row])
     return head, rows
+
+
+def _clips(about: Document, engine: str, cells: Sequence[Document]) -> Rows:
+    """The policy's score on each clip; a policy may have learned several."""
+    found = [cell for cell in _of(engine, cells) if "policy" in cell["measured"]]
+    names = sorted({name for cell in found for name in cell["measured"]["policy"]["clips"]})
+    rows = []
+    for cell in found:
+        scores = cell["measured"]["policy"]["clips"]
+        rows.append([_title(about, cell), *(_number(scores.get(name)) for name in names)])
+    return ["", *names], rows
 
 
 def _terms(about: Document, engine: str, cells: Sequence[Document]) -> Rows:

@@ -11,6 +11,7 @@ def measured(score: float, survival: float = 1.0, **changes: Any) -> dict[str, A
         "score": score,
         "scores": [score] * 4,
         "terms": {name: score / len(TERMS) for name in TERMS},
+        "clips": {"trot": score},
         "survival": survival,
         "causes": {} if survival == 1.0 else {"tilt": round(4 * (1 - survival))},
         "joint_error": 0.08,

@@ -30,11 +30,11 @@ class Scripted:
         self.falls, self.lost = falls or {}, lost
         self.cause = np.zeros(3, np.int8)
         spec = Namespace(reward=RewardSpec(), episode=Namespace(seconds=2.0))
-        clips = Namespace(duration=np.array([0.5]))
+        clips = Namespace(duration=np.array([0.5, 0.5]), names=("trot", "pace"))
         robot = Namespace(is_spherical=(False, False), nq=2, joints=("hip", "knee"))
         self.task = Namespace(
             spec=spec, clips=clips, robot=robot, control_dt=DT, ref=None,
-            episodes=Namespace(clip=np.zeros(3, int)),
+            episodes=Namespace(clip=np.array([0, 1, 0])),
         )  # fmt: skip
         self.steps, self.number = np.zeros(3, int), np.zeros(3, int)
         self.place, self.ended = np.zeros((3, 3)), 0
@@ -98,6 +98,7 @@ def test_means_over_whole_episodes():
 def test_every_step_after_a_fall_counts_nothing():
     found = measure.play(Scripted({1: (8, "tilt")}), standing_still, 3)
     assert sorted(found.scores) == pytest.approx([0.5 * 8 / 20, 0.5, 0.5])
+    assert found.clips == pytest.approx({"pace": 0.5 * 8 / 20, "trot": 0.5})
     assert found.survival == pytest.approx(2 / 3) and found.causes == {"tilt": 1}
     assert found.terms["pose"] == pytest.approx(0.5 * (1 + 1 + 8 / 20) / 3)
     assert found.joint_error == pytest.approx(0.1 / np.sqrt(2)), "a fall leaves errors alone"

@@ -104,3 +104,13 @@ def test_an_engine_that_measured_nothing_still_gives_a_page(tmp_path):
     found["about"]["engines"] = {"mujoco": "MuJoCo"}
     rows = read(page.write_page(found, tmp_path)).rows
     assert ["pushes of 1 m/s", "the engine 'mujoco' cannot push"] in [row[:2] for row in rows]
+
+
+def test_a_policy_of_several_clips_has_a_row_for_each(tmp_path):
+    found = document()
+    found["cells"][0]["measured"]["policy"]["clips"] = {"pace": 0.9, "trot": 0.86}
+    rows = read(page.write_page(found, tmp_path)).rows
+    assert ["", "pace", "trot"] in rows and ["undisturbed", "0.900", "0.860"] in rows
+    assert ["pushes of 1 m/s", "–", "0.750"] in rows, "an episode of a clip may not have come up"
+    one_clip = read(page.write_page(document(), tmp_path)).rows
+    assert ["", "trot"] not in one_clip
