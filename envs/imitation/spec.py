@@ -216,7 +216,8 @@ class BulletSpec:
     """What only PyBullet's worlds have; other engines do without."""
 
     merge: bool = True
-    """Make one link of links that are fixed to each other: faster, the same mass and inertia."""
+    """Make one link of links that are fixed to each other, with the same mass and inertia, and
+    contacts hard: faster, and nearer to MuJoCo; else the file is simulated as it is."""
     inertia: Literal["file", "shapes"] = "file"
     """Take rotational inertia from the model file, where it has any, or from collision shapes."""
     iterations: int = 50

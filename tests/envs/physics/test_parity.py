@@ -45,8 +45,10 @@ def rms(a, b):
     return float(np.sqrt(np.mean((a - b) ** 2)))
 
 
-@pytest.mark.parametrize(("robot", "bound"), [("a1", 0.02), ("laikago", 0.02), ("aliengo", 0.02)])
-def test_an_open_loop_trot_is_the_same_in_both_engines(robot, bound):
+@pytest.mark.parametrize(
+    "robot", ["a1", "laikago", "aliengo", pytest.param("mini_cheetah", marks=pytest.mark.slow)]
+)
+def test_an_open_loop_trot_is_the_same_in_both_engines(robot):
     differences = []
     for phase in (0.0, 0.2):
         angles, places = zip(
@@ -54,17 +56,17 @@ def test_an_open_loop_trot_is_the_same_in_both_engines(robot, bound):
         )
         differences.append(rms(*angles))
         assert rms(places[0][:, 2], places[1][:, 2]) < 0.01
-    assert max(differences) < bound
+    assert max(differences) < 0.02
 
 
-def test_in_the_air_the_engines_agree_to_a_milliradian():
+def test_in_the_air_the_engines_agree_to_a_tenth_of_a_milliradian():
     """No contacts: what is left are masses, inertias, gravity, gains and signs."""
     for robot in ("a1", "laikago"):
         angles = [
             open_loop(name, robot, "trot", 0.0, height=50.0)[0][:30]
             for name in ("bullet", "mujoco")
         ]
-        assert rms(*angles) < 0.001
+        assert rms(*angles) < 1e-4
 
 
 def test_merging_links_changes_nothing_but_the_time_it_takes():
