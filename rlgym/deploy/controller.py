@@ -1,4 +1,4 @@
-"""From readings to joint targets: observation, policy, action, filter; as in training, step by step.
+"""From readings to joint targets: observation, policy, action, filter; each step as in training.
 
 controller = Controller(bundle, policy)
 target = controller.begin(values)
@@ -31,7 +31,7 @@ class Controller:
         bundle: opened.
         policy: of the bundle.
         clip: name of the motion, where the bundle has several; "": the first.
-        motion: .npz of root_pos, root_quat and q, where the bundle may not ship its motion; "": none.
+        motion: .npz of root_pos, root_quat and q, where the bundle may not hold them; "": none.
         start: the motion's time to begin at, s; None: its beginning.
 
     Attributes:

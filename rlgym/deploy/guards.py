@@ -1,10 +1,10 @@
 """What stands between a policy and motors: each reading and each target is looked at, in order.
 
-Readings: link, stale, non-finite, shape, tilt, limit, jump. Targets: non-finite, shape, then clipped
-to their limits and to their rate. The clock: overrun. The first that trips is the fault; it latches
-until `reset`. The robot then holds its last sound target, and after `HOLD_SECONDS` is only damped;
-where holding makes no sense (it lies, it is beyond its limits, we are too late) it is damped at
-once.
+Readings: link, stale, non-finite, shape, tilt, limit, jump. Targets: non-finite, shape, then they
+are clipped to their limits and to their rate. The clock: overrun. The first that trips is the
+fault; it latches until `reset`. The robot then holds its last sound target, and after
+`HOLD_SECONDS` is only damped; where holding makes no sense (it lies, it is beyond its limits, we
+are too late) it is damped at once.
 """
 
 from __future__ import annotations

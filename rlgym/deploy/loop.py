@@ -1,4 +1,4 @@
-"""The control loop: absolute deadlines, guards around every cycle, and a report of how it kept time.
+"""The control loop: absolute deadlines, guards around every cycle, a report of how it kept time.
 
 Cycle k is due at `start + k * dt`, whatever the cycles before it took: lateness does not add up. A
 cycle that comes whole periods late skips what it missed.

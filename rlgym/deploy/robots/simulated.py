@@ -163,18 +163,18 @@ def model_path(robot: Mapping[str, Any], settings: Settings) -> Path:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Keep what a library written in C prints from standard output."""
+    """Keep what a library written in C prints from our output."""
     sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # there is none
-        yield
-        return
+    kept: list[tuple[int, int]] = []
     hole = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(hole, 1)
+        for stream in (1, 2):
+            with contextlib.suppress(OSError):  # a service may have neither
+                kept.append((stream, os.dup(stream)))
+                os.dup2(hole, stream)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        for stream, own in kept:
+            os.dup2(own, stream)
+            os.close(own)
         os.close(hole)
