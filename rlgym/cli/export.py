@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from tyro.conf import Positional
@@ -64,7 +64,7 @@ def export_run(wanted: Options, formats: list[str]) -> tuple[str, dict[str, Any]
     """Load the policy, record it in its world, write the bundle; returns its path and manifest."""
     import rlgym
     from rlgym.export.bundle import write_bundle
-    from rlgym.export.describe import describe
+    from rlgym.export.describe import describe, target_rate
     from rlgym.export.golden import record
     from rlgym.export.read import read_policy
     from rlgym.training.run import load_policy
@@ -83,16 +83,30 @@ def export_run(wanted: Options, formats: list[str]) -> tuple[str, dict[str, Any]
     provenance = {
         "run": Path(wanted.run).resolve().name,
         "step": loaded.step,
-        "env_id": config.env_id,
-        "env": {key: value for key, value in config.env.items() if _is_plain(value)},
+        "world": {
+            "env_id": config.env_id,
+            "env": _public(config.env),
+            "wrappers": {"frame_stack": config.wrappers.frame_stack},
+            "eval": {"env": _public(config.eval.env), "seed": config.eval.seed},
+        },
         "rlgym": rlgym.__version__,
         "python": sys.version.split()[0],
     }
     path = wanted.out or str(Path(wanted.run) / f"{Path(wanted.run).resolve().name}.rlpolicy")
+    rate = target_rate(golden, deployment)
+    if rate is not None:
+        deployment["safety"] = {**deployment.get("safety", {}), "target_rate": rate}
     description = describe(graph, deployment, provenance, wanted.licence)
     motion = deployment.get("motion")
     return path, write_bundle(path, graph, golden, description, formats, motion)
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float, bool, list, type(None)))
+def _public(value: Any) -> Any:
+    """What a stranger may read of a world's arguments: no folders of this machine."""
+    if isinstance(value, dict):
+        return {str(key): _public(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_public(item) for item in value]
+    if isinstance(value, str) and PurePath(value).is_absolute():
+        return PurePath(value).name
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)

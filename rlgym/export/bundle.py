@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -255,22 +255,38 @@ def metadata(description: Mapping[str, Any]) -> dict[str, str]:
             "joint_names": _csv(robot["joint_names"]),
             "joint_stiffness": _csv(robot["stiffness"]),
             "joint_damping": _csv(robot["damping"]),
-            "default_joint_pos": _csv(robot["default_joint_pos"]),
         }
-        texts["action_scale"] = _csv(robot["action_scale"])
+        if not any(robot.get("spherical", ())):
+            # their target is default + scale * action, in the model file's angles
+            signs, zeros = np.array(robot["sign"]), np.array(robot["offset"])
+            poses = signs * (np.array(robot["action_offset"]) + zeros)
+            texts["default_joint_pos"] = _csv(poses)
+            texts["action_scale"] = _csv(signs * np.array(robot["action_scale"]))
     terms = [term["name"] for part in description["observation"] for term in part["terms"]]
     texts |= {"observation_names": _csv(terms), "command_names": ""}
     texts["run_path"] = str(description.get("provenance", {}).get("run", ""))
     return texts
 
 
-def _csv(values: Sequence[Any]) -> str:
+def _csv(values: Iterable[Any]) -> str:
     return ",".join(value if isinstance(value, str) else repr(float(value)) for value in values)
+
+
+def _pt2(graph: Graph, golden: Golden, _: Mapping[str, Any]) -> Artefact:
+    import torch
+
+    from rlgym.export.pt2 import run_pt2, write_pt2
+
+    data = write_pt2(graph)
+    error = error_of(graph, run_pt2(data, graph, golden.inputs), golden.world)
+    where = f"{here()}, torch {torch.__version__}"
+    return Artefact("pt2", {"extras/policy.pt2": data}, error, TOLERANCE, where)
 
 
 FORMATS: dict[str, tuple[Callable[..., Artefact], str]] = {
     "numpy": (_numpy, "the graph as arrays, for a robot with numpy alone (always there)"),
     "onnx": (_onnx, "ONNX, opset 18 and an opset 15 twin (always there)"),
+    "pt2": (_pt2, "torch.export program, for torch and its compilers"),
     "c": (_c, "C99 source with a test program, no dependencies"),
     "c-int8": (_c_int8, "the same with weights in bytes, a quarter of the size"),
 }

@@ -77,6 +77,13 @@ def pack_actions(graph: Graph, outputs: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate(columns, 1).astype(np.float32)
 
 
+def to_int8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (rows, columns) as int8 steps, and the size of a step in each row, float32."""
+    scale = np.abs(weight).max(1) / 127.0
+    scale = np.where(scale == 0.0, 1.0, scale).astype(np.float32)
+    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
+
+
 @dataclass
 class _Writer:
     """Collects arrays, buffers and statements while it walks through the operations."""
@@ -143,9 +150,7 @@ class _Writer:
         rows, columns = weight.shape
         offsets = self.array(op, f"{label}bias", bias)
         if self.weights == "int8":
-            scale = np.abs(weight).max(1) / 127.0
-            scale = np.where(scale == 0.0, 1.0, scale).astype(np.float32)
-            steps = np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8)
+            steps, scale = to_int8(weight)
             arrays = f"{self.array(op, f'{label}weight', steps.reshape(-1))}, "
             arrays += self.array(op, f"{label}scale", scale)
         else:

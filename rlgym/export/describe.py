@@ -8,6 +8,12 @@ from typing import Any
 import numpy as np
 
 from rlgym.deploy.graph import MASK, STATE, Graph
+from rlgym.export.golden import Golden
+
+RATE_MARGIN = 2.0
+"""A disturbed robot reacts faster than one in the lab."""
+MIN_RATE = 1.0
+"""rad/s, for joints that hardly moved there."""
 
 
 def describe(
@@ -32,7 +38,7 @@ def describe(
                 "name": port.name,
                 "shape": list(port.shape),
                 "dtype": port.dtype,
-                "terms": terms.get(port.name) or [_whole(port.shape)],
+                "terms": _terms(terms.get(port.name), port.shape),
             }
             for port in inputs
         ],
@@ -47,9 +53,30 @@ def describe(
     }
 
 
-def _whole(shape: tuple[int, ...]) -> dict[str, Any]:
-    """One term for an observation of which nothing is known but its shape."""
-    return {"name": "value", "size": int(np.prod(shape)), "units": "", "history": 1}
+def _terms(terms: list[dict[str, Any]] | None, shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The world's terms; one for the whole where it tells none, or a wrapper has changed it."""
+    size = int(np.prod(shape))
+    if terms and sum(term["size"] for term in terms) == size:
+        return terms
+    return [{"name": "value", "size": size, "units": "", "history": 1}]
+
+
+def target_rate(golden: Golden, deployment: Mapping[str, Any]) -> list[float] | None:
+    """How fast the joints' targets may move, rad/s: `RATE_MARGIN` times what was seen in the lab.
+
+    Args:
+        golden: what was recorded.
+        deployment: as in `describe`.
+
+    Returns:
+        One number per value of the action; None where the task drives no joints.
+    """
+    robot, timing = deployment.get("robot"), deployment.get("timing")
+    largest = golden.largest_steps.get("")
+    if robot is None or timing is None or largest is None:
+        return None
+    speeds = largest * np.abs(robot["action_scale"]) / timing["control_dt"]
+    return [float(value) for value in np.maximum(RATE_MARGIN * speeds, MIN_RATE)]
 
 
 def _action(action: Any) -> dict[str, Any]:

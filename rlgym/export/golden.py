@@ -38,6 +38,7 @@ def record(policy: Any, env: Any, graph: Graph, steps: int = STEPS, seed: int = 
     state, start = policy.initial_state(1), torch.ones(1, dtype=torch.bool)
     rows: list[dict[str, np.ndarray]] = []
     told: list[Tree[np.ndarray]] = []
+    starts: list[bool] = []
     for _ in range(steps):
         row = {key or "obs": value.numpy().copy() for key, value in tree_items(obs)}
         mask = info.get("action_mask")
@@ -48,6 +49,7 @@ def record(policy: Any, env: Any, graph: Graph, steps: int = STEPS, seed: int = 
             row[STATE] = state.numpy().copy()
         actions, _, state = policy.act(obs, state=state, start=start, mask=mask, deterministic=True)
         rows.append(row)
+        starts.append(bool(start[0]))
         told.append(map_tree(lambda t: t.numpy().copy(), actions))
         obs, _, terminated, truncated, info = env.step(actions)
         start = terminated | truncated
@@ -57,7 +59,7 @@ def record(policy: Any, env: Any, graph: Graph, steps: int = STEPS, seed: int = 
         key: np.concatenate([dict(tree_items(action))[key] for action in told])
         for key, _ in tree_items(told[0])
     }
-    golden = Golden(inputs, run(graph, inputs), world)
+    golden = Golden(inputs, run(graph, inputs), world, np.array(starts))
     error = golden.world_error(graph, golden.outputs)
     if not error <= TOLERANCE:
         raise UserError(
@@ -74,6 +76,7 @@ class Golden:
         inputs: (K, *shape) by the graph's names.
         outputs: (K, *shape) by the graph's names, computed by the numpy reference.
         world: (K, *shape) by key of the action space: the trainer's own actions.
+        starts: (K,) bool: an episode begins there.
     """
 
     def __init__(
@@ -81,11 +84,22 @@ class Golden:
         inputs: dict[str, np.ndarray],
         outputs: dict[str, np.ndarray],
         world: dict[str, np.ndarray],
+        starts: np.ndarray,
     ) -> None:
-        self.inputs, self.outputs, self.world = inputs, outputs, world
+        self.inputs, self.outputs, self.world, self.starts = inputs, outputs, world, starts
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
+
+    @property
+    def largest_steps(self) -> dict[str, np.ndarray]:
+        """(n,) by key: how far each value of an action moved at most from one step to the next."""
+        found = {}
+        for key, actions in self.world.items():
+            flat = actions.reshape(len(actions), -1).astype(np.float64)
+            steps = np.abs(np.diff(flat, axis=0))[~self.starts[1:]]
+            found[key] = steps.max(0, initial=0.0)
+        return found
 
     def dump(self) -> bytes:
         """The bytes of golden.npz: inputs/NAME, outputs/NAME and world/KEY."""

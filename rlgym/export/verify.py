@@ -130,7 +130,12 @@ def _check_c(case: Case, artefact: dict[str, Any]) -> Check:
             return Check(name, str(fault), False)
     if error is None:
         return Check(name, where, True, skipped=True)
-    return Check(name, f"{where}: its own test passes, error {error:.1e}", True, error=error)
+    return Check(
+        name,
+        f"{where}: its own test passes, error {error:.1e} in the action's units",
+        True,
+        error=error,
+    )
 
 
 def _check_pt2(case: Case, artefact: dict[str, Any]) -> Check:
