@@ -248,7 +248,10 @@ def test_a_world_that_blows_up_is_told_of_and_begins_anew(capfd):
     engine.close()
 
 
-@pytest.mark.parametrize("name", ["slope:0.2", "rough", "steps"])
+@pytest.mark.parametrize(
+    "name",
+    ["slope:0.2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rough", "steps"))],
+)
 def test_feet_rest_on_the_terrain_that_kinematics_knows(name):
     terrain = make_terrain(name)
     engine = engine_of(num_worlds=2, terrain=terrain)
