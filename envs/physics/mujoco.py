@@ -16,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from mujoco.rollout import Rollout
 
+from rlgym.envs.imitation.joints import per_velocity, to_angles
 from rlgym.envs.imitation.kinematics import foot_positions, sole_heights
-from rlgym.envs.imitation.rotations import normalize, rotate, rotate_inverse, rotation_vector
+from rlgym.envs.imitation.rotations import normalize, rotate, rotate_inverse
 from rlgym.envs.physics.engine import Actuation, Randomization, Sensed, State
 from rlgym.envs.physics.mujoco_model import compile_model, mujoco
 from rlgym.envs.physics.robots import Robot
@@ -240,26 +241,14 @@ class MujocoEngine:
 
     def _set_control(self, previous: np.ndarray, target: np.ndarray) -> None:
         """Write the targets of each physics step; a spherical joint's as a rotation vector."""
-        new = self._servo_target(target)
+        new = to_angles(self.robot, target)
         control = self._control[:, :, : new.shape[1]]
         if self.actuation.interpolate:
-            old = self._servo_target(previous)
+            old = to_angles(self.robot, previous)
             np.multiply((new - old)[:, None], self._ramp, out=control)
             control += old[:, None]
         else:
             control[:] = new[:, None]
-
-    def _servo_target(self, target: np.ndarray) -> np.ndarray:
-        if not self.robot.spherical:
-            return target
-        parts, at = [], 0
-        for spherical in self.robot.spherical:
-            if spherical:
-                parts.append(rotation_vector(target[:, at : at + 4]))
-            else:
-                parts.append(target[:, at : at + 1])
-            at += 4 if spherical else 1
-        return np.concatenate(parts, axis=1)
 
     def _read_sensors(self) -> None:
         """Take torque, power and contacts from what MuJoCo measured."""
@@ -268,7 +257,7 @@ class MujocoEngine:
         if self.actuation.target_clip is not None:
             torque = torque + self._sensors[:, :, nv : 2 * nv]
             if self.actuation.limit_torque:
-                limit = np.repeat(self.robot.torque_limit, self._widths())
+                limit = np.array(per_velocity(self.robot, self.robot.torque_limit))
                 torque = np.clip(torque, -limit, limit)
         speed = self._states[:, :, self._v]
         if self.robot.damped_joints:
@@ -279,9 +268,6 @@ class MujocoEngine:
         if self._compiled.contact_sensors:
             found = self._sensors[:, -1, self._model.nu :]
             state.illegal_contact[:] = found[:, 0] > found[:, 1:].sum(axis=1)
-
-    def _widths(self) -> list[int]:
-        return [3 if spherical else 1 for spherical in self.robot.is_spherical]
 
     def _mend(self) -> None:
         """Find worlds that blew up and put them back into the default pose."""

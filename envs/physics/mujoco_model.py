@@ -15,6 +15,7 @@ from typing import Any
 import mujoco as untyped_mujoco
 import numpy as np
 
+from rlgym.envs.imitation.joints import per_velocity
 from rlgym.envs.physics.engine import Actuation
 from rlgym.envs.physics.robots import Robot
 from rlgym.envs.physics.terrain import Terrain
@@ -106,8 +107,7 @@ def compile_model(
         mujoco.mj_setConst(model, mujoco.MjData(model))
     q_index, v_index = _indices(model, robot)
     if robot.damped_joints:
-        widths = [3 if spherical else 1 for spherical in robot.is_spherical]
-        model.dof_damping[v_index] = np.repeat(robot.kd, widths)
+        model.dof_damping[v_index] = per_velocity(robot, robot.kd)
         model.actuator_biasprm[:, 2] = 0.0
     feet = np.array([i for i in range(model.ngeom) if model.geom(i).name in feet], dtype=int)
     return Compiled(model, q_index, v_index, feet, allowed)
