@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, cast
 
 from rlgym.envs.imitation.clip_files import Source, load_clip
@@ -62,6 +63,7 @@ def build_task(
     Raises:
         UserError: an unknown name or setting, or what the engine cannot do.
     """
+    _check_names(changes)
     chosen = _spec(spec, randomize, push, evaluation, changes)
     table = get_robot(robot)
     if chosen.termination.knee_height is not None or chosen.termination.trunk_height is not None:
@@ -90,6 +92,16 @@ def build_task(
     except BaseException:
         worlds.close()
         raise
+
+
+def _check_names(changes: Mapping[str, Any]) -> None:
+    """Refuse what is neither an argument nor a section of a spec."""
+    sections = [field.name for field in fields(Spec)]
+    arguments = [name for name in inspect.signature(build_task).parameters if name != "changes"]
+    for name in changes:
+        if name not in sections:
+            known = [*arguments, "render_mode", *sections]
+            raise ConfigError(f"imitation takes no argument {name!r}: {suggest(name, known)}")
 
 
 def _spec(
