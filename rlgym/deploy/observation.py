@@ -55,6 +55,8 @@ class Joints:
         self.widths_q = [4 if ball else 1 for ball in spherical]
         self.widths_v = [3 if ball else 1 for ball in spherical]
         self.nq, self.nv = sum(self.widths_q), sum(self.widths_v)
+        self.sign = np.array(robot["sign"], np.float64)
+        self.offset = np.array(robot["offset"], np.float64)
 
     def angles(self, q: np.ndarray) -> np.ndarray:
         """Return (nv,) angles of positions (nq,): a spherical joint's as a rotation vector."""
@@ -62,6 +64,19 @@ class Joints:
             return q
         parts = np.split(q, np.cumsum(self.widths_q)[:-1])
         return np.concatenate([rotation_vector(x) if len(x) == 4 else x for x in parts])
+
+    def to_model(self, angles: np.ndarray) -> np.ndarray:
+        """Return the model file's angles (nv,) of ours; ball joints are as the file has them."""
+        return angles if self.has_balls else self.sign * (angles + self.offset)
+
+    def from_model(self, values: dict[str, np.ndarray], angle: str, velocity: str) -> None:
+        """Turn the model file's angles and velocities in `values` into ours, where they fit."""
+        if self.has_balls:
+            return
+        if angle in values and len(values[angle]) == self.nq:
+            values[angle] = self.sign * values[angle] - self.offset
+        if velocity in values and len(values[velocity]) == self.nv:
+            values[velocity] = self.sign * values[velocity]
 
     def per_velocity(self, values: Any) -> np.ndarray:
         """Return one value per joint as one per velocity, (nv,)."""

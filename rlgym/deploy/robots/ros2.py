@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import DeployError
-from ..observation import ANGULAR_VELOCITY, JOINT_ANGLE, JOINT_VELOCITY, ORIENTATION
+from ..observation import ANGULAR_VELOCITY, JOINT_ANGLE, JOINT_VELOCITY, ORIENTATION, Joints
 from . import optional
 from .robot import Clock, Command, LinkError, Reading, Settings
 
@@ -68,8 +68,7 @@ class Ros2Robot:
         if any(robot["spherical"]):
             raise DeployError("the bundle's robot has ball joints, which JointState cannot show")
         self._clock, self._wanted = clock, tuple(robot["joint_names"])
-        self._sign = np.array(robot["sign"], np.float64)
-        self._offset = np.array(robot["offset"], np.float64)
+        self._shapes = Joints(robot)
         self._values: dict[str, np.ndarray] = {}
         self._times: dict[str, float] = {}
         self._names: tuple[str, ...] = ()
@@ -94,9 +93,9 @@ class Ros2Robot:
             self._values[JOINT_ANGLE] = self._values[JOINT_VELOCITY] = np.zeros(0)
         else:
             rows = [place[name] for name in self._wanted]
-            angles = np.array(message.position, np.float64)[rows]
-            self._values[JOINT_ANGLE] = self._sign * angles - self._offset
-            self._values[JOINT_VELOCITY] = self._sign * np.array(message.velocity, np.float64)[rows]
+            self._values[JOINT_ANGLE] = np.array(message.position, np.float64)[rows]
+            self._values[JOINT_VELOCITY] = np.array(message.velocity, np.float64)[rows]
+            self._shapes.from_model(self._values, JOINT_ANGLE, JOINT_VELOCITY)
         self._times[JOINT_STATES] = self._clock.now()
 
     def _hear_imu(self, message: Any) -> None:
@@ -118,7 +117,7 @@ class Ros2Robot:
 
     def write(self, command: Command) -> None:
         """See `Robot`; angles are the model file's."""
-        target = self._sign * (command.target + self._offset)
+        target = self._shapes.to_model(command.target)
         data = [*target.tolist(), *command.stiffness.tolist(), *command.damping.tolist()]
         self._transport.publish("std_msgs/String", MODE, command.mode)
         self._transport.publish("std_msgs/Float64MultiArray", TARGETS, data)

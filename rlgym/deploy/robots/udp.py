@@ -1,8 +1,9 @@
 """A controller at the other end of UDP: a little protocol that fits on one page (docs/deploy.md).
 
-All numbers are little-endian. A datagram is a header of 20 bytes, `HEADER`, then either JSON (HELLO,
-READY) or float32 (SENSORS, COMMAND). We say HELLO until the controller says READY; then it sends
-SENSORS at its own rate, and gets one COMMAND per cycle. It must stop by itself when commands cease.
+All numbers are little-endian. A datagram is a header of 20 bytes, `HEADER`, then either JSON
+(HELLO, READY) or float32 (SENSORS, COMMAND). We say HELLO until the controller says READY; then it
+sends SENSORS at its own rate, and gets one COMMAND per cycle. Angles on the wire are the model
+file's. The controller must stop by itself when commands cease.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeployError
-from ..observation import Observer
+from ..observation import JOINT_ANGLE, JOINT_VELOCITY, Joints, Observer
 from .robot import Clock, Command, LinkError, Reading, Settings
 
 HEADER = struct.Struct("<4sBBHId")
@@ -50,6 +51,7 @@ class UdpRobot:
         self._newest: int | None = None
         self._reading: Reading | None = None
         robot = manifest.get("robot")
+        self._shapes = None if robot is None else Joints(robot)
         hello = {
             "protocol": PROTOCOL,
             "joints": [] if robot is None else robot["joint_names"],
@@ -93,8 +95,8 @@ class UdpRobot:
                 return answer
         said = "no READY" if answer is None else "READY, and no SENSORS"
         raise DeployError(
-            f"the controller at {settings.address} gave {said} within {settings.timeout:g} s: start "
-            "it first, and see docs/deploy.md for what it must say"
+            f"the controller at {settings.address} gave {said} within {settings.timeout:g} s: "
+            "start it first, and see docs/deploy.md for what it must say"
         )
 
     # ------------------------------------------------------------------ the loop
@@ -128,12 +130,14 @@ class UdpRobot:
             at += size
         if count != at or len(floats) != at:  # the guards see that it has another shape
             values = {name: floats for name in values}
+        elif self._shapes is not None:
+            self._shapes.from_model(values, JOINT_ANGLE, JOINT_VELOCITY)
         self._newest, self._reading = sequence, Reading(self._clock.now(), values)
 
     def write(self, command: Command) -> None:
         """See `Robot`."""
-        if self.joints:
-            parts = [command.target, command.stiffness, command.damping]
+        if self._shapes is not None:
+            parts = [self._shapes.to_model(command.target), command.stiffness, command.damping]
         else:
             said = command.action
             leaves = said.values() if isinstance(said, dict) else [said]
