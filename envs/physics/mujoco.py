@@ -40,8 +40,8 @@ class MujocoEngine:
 
     Args:
         robot: A complete entry of the robot table.
-        actuation: Servo and time steps. An explicit servo is MuJoCo's with the Euler integrator,
-            which takes the servo's forces from the start of each physics step.
+        actuation: Servo and time steps. Forces are taken from the start of each physics step, but
+            for an implicit servo's damping, which is that at its end.
         num_worlds: B.
         num_threads: That step the batch; by default one per usable processor. Results do not
             depend on it.
@@ -361,13 +361,13 @@ class MujocoEngine:
             mass = values.get("mass", 1.0)
             model.body_mass[:] = base.body_mass * mass
             model.body_inertia[:] = base.body_inertia * (mass * values.get("inertia", 1.0))
-            mujoco.mj_setConst(model, self._data[0])
         if "friction" in values:
             model.geom_friction[self._compiled.foot_geoms, 0] = values["friction"]
         strength = values.get("motor_strength", 1.0)
         kp, kd = strength * values.get("kp", 1.0), strength * values.get("kd", 1.0)
         at = self._compiled.v_index
         model.dof_damping[at] = base.dof_damping[at] * kd + values.get("viscous", 0.0)
+        model.dof_armature[at] = base.dof_armature[at] * kd  # of the servo, see `compile_model`
         if not values.keys().isdisjoint(("motor_strength", "kp", "kd")):
             repeat = base.nu // self.robot.nv
             kp, kd = (np.tile(np.broadcast_to(x, self.robot.nv), repeat) for x in (kp, kd))
@@ -377,7 +377,9 @@ class MujocoEngine:
             if self.actuation.target_clip is not None:  # the bound of the error, not of the torque
                 model.actuator_forcerange[:] = base.actuator_forcerange * kp[:, None]
         if "coulomb" in values:
-            model.dof_frictionloss[self._compiled.v_index] = values["coulomb"]
+            model.dof_frictionloss[at] = values["coulomb"]
+        if not values.keys().isdisjoint(("mass", "inertia", "motor_strength", "kd")):
+            mujoco.mj_setConst(model, self._data[0])
 
 
 def _ignore(_: str) -> None:
