@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 import sys
 from typing import Any, NamedTuple
 
@@ -258,8 +259,7 @@ class Window:
     """
 
     def __init__(self, robot: Robot, *, ghost: bool = False) -> None:
-        linux = sys.platform.startswith("linux")
-        if linux and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        if sys.platform.startswith("linux") and not x_server_answers(os.environ.get("DISPLAY", "")):
             raise WorldError("there is no display for a window: record a film instead")
         self._client = pybullet.connect(pybullet.GUI)
         if self._client < 0:
@@ -296,6 +296,30 @@ class Window:
         if self._client >= 0 and pybullet.isConnected(self._client):
             pybullet.disconnect(self._client)
         self._client = -1
+
+
+def x_server_answers(display: str) -> bool:
+    """Tell whether an X server answers at a display such as ":0" or "host:10.0".
+
+    PyBullet waits for ever for one that does not.
+    """
+    host, _, number = display.rpartition(":")
+    number = number.partition(".")[0]
+    if not number.isdecimal():
+        return False
+    if host not in ("", "unix"):
+        try:
+            with socket.create_connection((host, 6000 + int(number)), timeout=2.0):
+                return True
+        except OSError:
+            return False
+    path = f"/tmp/.X11-unix/X{number}"
+    for address in (path, f"\0{path}"):  # a file, or a name that only Linux knows
+        with socket.socket(socket.AF_UNIX) as server:
+            server.settimeout(2.0)
+            if server.connect_ex(address) == 0:
+                return True
+    return False
 
 
 def _rays(width: int, height: int) -> np.ndarray:

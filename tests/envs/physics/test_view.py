@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
 import numpy as np
 import pytest
 
 from rlgym.envs.physics.robots import get_robot
-from rlgym.envs.physics.view import Pose, View, Window
+from rlgym.envs.physics.view import Pose, View, Window, x_server_answers
 from rlgym.errors import WorldError
 
 UPRIGHT = (0.0, 0.0, 0.0, 1.0)
@@ -82,8 +83,17 @@ def test_terrain_is_drawn():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have a display")
-def test_a_window_without_a_display_is_refused(monkeypatch):
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+@pytest.mark.parametrize("display", ["", ":7777", "127.0.0.1:59000.0", "nonsense"])
+def test_a_window_without_a_display_is_refused(monkeypatch, display):
+    monkeypatch.setenv("DISPLAY", display)
     with pytest.raises(WorldError, match="no display"):
         Window(get_robot("a1"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have a display")
+def test_a_display_that_answers_is_found():
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("\0/tmp/.X11-unix/X7777")
+        server.listen(1)
+        assert x_server_answers(":7777") and x_server_answers("unix:7777.0")
+    assert not x_server_answers(":7777")
