@@ -28,7 +28,8 @@ class Options:
     run: Positional[str]
     """The run's folder."""
     to: str = ""
-    """Formats beside numpy and onnx, separated by commas: c, c-int8."""
+    """Formats beside numpy and onnx, separated by commas: c, c-int8, tflite, tflite-int8,
+    tflite-full-int8."""
     out: str | None = None
     """Bundle to write; ending in / it is a folder, else a zip. By default in the run's folder."""
     which: Literal["best", "last"] = "best"
@@ -55,7 +56,7 @@ def run(argv: list[str]) -> int:
     for entry in manifest["artefacts"]:
         error = entry["max_error"]
         seen = "not run" if error is None else f"error {error:.1e}"
-        print(f"  {entry['format']:<8} {seen:<14} {entry['verified_on']}")
+        print(f"  {entry['format']:<16} {seen:<14} {entry['verified_on']}")
     print(f"  rlgym verify {path}")
     return 0
 

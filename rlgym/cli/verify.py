@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
         print(json.dumps({**found, "checks": [check.document() for check in checks]}))
         return 0 if passed else 1
     for check in checks:
-        print(f"{check.mark}  {check.name:<10} {check.text}")
+        print(f"{check.mark}  {check.name:<16} {check.text}")
     print("verified" if passed else "NOT verified: do not let it move anything")
     return 0 if passed else 1
 

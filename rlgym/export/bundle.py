@@ -14,6 +14,8 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +244,20 @@ def compile_and_run(folder: Path) -> tuple[float | None, str]:
     return float(found[1]), f"{here()}, {Path(compiler).name} -O2"
 
 
+def _tflite(graph: Graph, golden: Golden, _: Mapping[str, Any], kind: str) -> Artefact:
+    """The file, and as a C array where a microcontroller's LiteRT can run it."""
+    from rlgym.export import tflite
+
+    quantize, tolerance = tflite.KINDS[kind]
+    data = tflite.to_tflite(graph, quantize, golden.inputs)
+    files = {f"extras/{kind}/policy.tflite": data}
+    if kind != "tflite-int8":  # LiteRT for Micro does not mix int8 weights with float32
+        files[f"extras/{kind}/policy_tflite.h"] = tflite.to_c_array(data).encode("ascii")
+    error = error_of(graph, tflite.LiteRT(data, graph).run(golden.inputs), golden.world)
+    where = f"{here()}, ai-edge-litert {version('ai-edge-litert')}"
+    return Artefact(kind, files, error, tolerance, where)
+
+
 def _spread(total: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
 
@@ -289,5 +305,14 @@ FORMATS: dict[str, tuple[Callable[..., Artefact], str]] = {
     "pt2": (_pt2, "torch.export program, for torch and its compilers"),
     "c": (_c, "C99 source with a test program, no dependencies"),
     "c-int8": (_c_int8, "the same with weights in bytes, a quarter of the size"),
+    "tflite": (
+        partial(_tflite, kind="tflite"),
+        "LiteRT (TensorFlow Lite) for plain networks, and as a C array",
+    ),
+    "tflite-int8": (partial(_tflite, kind="tflite-int8"), "the same with weights in bytes"),
+    "tflite-full-int8": (
+        partial(_tflite, kind="tflite-full-int8"),
+        "the same with hidden layers in bytes, too",
+    ),
 }
 """Name of a format -> what makes it, and what it is."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlgym.deploy import graph as g
 from rlgym.deploy.bundle import Bundle
 from rlgym.deploy.graph import MASK, STATE, Graph
-from rlgym.deploy.policy import Policy
+from rlgym.deploy.policy import Policy, golden_pairs
 from rlgym.deploy.reference import run, to_world
 from rlgym.errors import UserError
 from rlgym.export.c99 import to_int8
@@ -66,7 +66,7 @@ class Copy:
 
 
 def copies(bundle: Bundle) -> dict[str, Copy]:
-    """The bundle's policies by format: in float, and with the weights rounded as in C.
+    """The bundle's policies by format: in float, and rounded as in C and LiteRT.
 
     Raises:
         BundleError: the policy is not what the manifest says.
@@ -77,6 +77,13 @@ def copies(bundle: Bundle) -> dict[str, Copy]:
     if any(entry["format"] == "c-int8" for entry in bundle.manifest["artefacts"]):
         rounded = round_weights(graph)
         found["c-int8"] = Copy(rounded, lambda inputs: run(rounded, inputs))
+    formats = {entry["format"] for entry in bundle.manifest["artefacts"]}
+    for name in sorted(formats & {"tflite-int8", "tflite-full-int8"}):
+        from rlgym.export import tflite
+
+        inputs, _ = golden_pairs(bundle, graph)
+        data = tflite.to_tflite(graph, tflite.KINDS[name][0], inputs)
+        found[name] = Copy(graph, tflite.LiteRT(data, graph).run)
     return found
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from rlgym.deploy.bundle import Bundle
 from rlgym.deploy.errors import DeployError
 from rlgym.deploy.policy import Policy, error_of, golden_pairs, load_onnx, run_onnx
-from rlgym.errors import UserError
+from rlgym.errors import MissingExtraError, UserError
 from rlgym.export.bundle import compile_and_run
 from rlgym.export.golden import TOLERANCE
 
@@ -61,6 +61,7 @@ class Case:
     """Golden ones, by the graph's names."""
     world: Arrays
     """The trainer's actions, by key."""
+    trust: bool = False
 
     def compare(self, name: str, outputs: Arrays, tolerance: float, where: str = "") -> Check:
         """Hold outputs against the trainer's actions."""
@@ -85,7 +86,7 @@ def verify(path: str | Path, trust: bool = False) -> list[Check]:
     bundle = Bundle(path)
     files = Check("files", f"{len(bundle.manifest['files'])} files, all hashes right", True)
     policy = Policy(bundle, "numpy", replay=False)
-    case = Case(bundle, policy, *golden_pairs(bundle, policy.graph))
+    case = Case(bundle, policy, *golden_pairs(bundle, policy.graph), trust)
     checks = [files, case.compare("numpy", policy.run(case.inputs), TOLERANCE)]
     for entry in bundle.manifest["artefacts"]:
         name = entry["format"]
@@ -149,10 +150,38 @@ def _check_pt2(case: Case, artefact: dict[str, Any]) -> Check:
     return case.compare("pt2", outputs, TOLERANCE)
 
 
+def _check_tflite(case: Case, artefact: dict[str, Any]) -> Check:
+    """LiteRT does not check what it loads, so a file must be what the checked graph gives."""
+    name, graph = artefact["format"], case.policy.graph
+    files = {Path(file).suffix: case.bundle.read(file) for file in artefact["files"]}
+    if ".tflite" not in files:
+        return Check(name, "it names no .tflite", False)
+    try:
+        from rlgym.export import tflite
+
+        quantize, tolerance = tflite.KINDS[name]
+        data = files[".tflite"]
+        if ".h" in files and files[".h"] != tflite.to_c_array(data).encode("ascii"):
+            return Check(name, "its C array is not its .tflite", False)
+        if data != tflite.to_tflite(graph, quantize, case.inputs) and not case.trust:
+            text = "not run, not what this version writes: add --trust if you know who made it"
+            return Check(name, text, True, skipped=True)
+        outputs = tflite.LiteRT(data, graph).run(case.inputs)
+    except MissingExtraError:
+        text = 'not run: pip install "rlgym-lab[tflite]"'
+        return Check(name, text, True, skipped=True)
+    except UserError as fault:
+        return Check(name, str(fault), False)
+    return case.compare(name, outputs, tolerance)
+
+
 CHECKS: dict[str, tuple[Callable[[Case, dict[str, Any]], Check], bool]] = {
     "onnx": (_check_onnx, False),
     "c": (_check_c, True),
     "c-int8": (_check_c, True),
     "pt2": (_check_pt2, True),
+    "tflite": (_check_tflite, False),
+    "tflite-int8": (_check_tflite, False),
+    "tflite-full-int8": (_check_tflite, False),
 }
 """Name of a format -> what checks it, and whether that could run code out of the bundle."""
