@@ -134,7 +134,7 @@ def read_manifest(data: bytes) -> dict[str, Any]:
         raise BundleError(f"{MANIFEST} does not describe a policy: its format is not '{FORMAT}'")
     if manifest.get("version") != VERSION:
         raise BundleError(
-            f"the bundle is of version {str(manifest.get('version'))[:40]}, this rlgym reads "
+            f"the bundle is of version {manifest.get('version')!a:.40}, this rlgym reads "
             f"{VERSION}: update one of the two"
         )
     fault = fault_of(manifest, manifest_schema())

@@ -94,7 +94,9 @@ def _ranges(entry: Mapping[str, Any], action: Action) -> Iterator[str]:
         array, listed = np.asarray(getattr(action, name)), entry.get(name) or []
         infinite = -np.inf if name == "low" else np.inf
         values = np.array([infinite if value is None else value for value in listed], np.float64)
-        if values.shape != array.shape or not np.array_equal(values.astype(np.float32), array):
+        with np.errstate(over="ignore"):
+            same = np.array_equal(values.astype(np.float32), array)
+        if not same:
             yield f"'{name}' of action '{action.key}' is not the policy's"
 
 

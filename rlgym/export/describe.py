@@ -13,7 +13,7 @@ from rlgym.export.golden import Golden
 RATE_MARGIN = 2.0
 """A disturbed robot reacts faster than one in the lab."""
 MIN_RATE = 1.0
-"""rad/s, for joints that hardly moved there."""
+"""rad/s, where nothing moved there."""
 
 
 def describe(
@@ -62,7 +62,7 @@ def _terms(terms: list[dict[str, Any]] | None, shape: tuple[int, ...]) -> list[d
 
 
 def target_rate(golden: Golden, deployment: Mapping[str, Any]) -> list[float] | None:
-    """How fast the joints' targets may move, rad/s: `RATE_MARGIN` times what was seen in the lab.
+    """How fast the joints' targets may move, rad/s: `RATE_MARGIN` times the lab's fastest.
 
     Args:
         golden: what was recorded.
@@ -76,7 +76,8 @@ def target_rate(golden: Golden, deployment: Mapping[str, Any]) -> list[float] | 
     if robot is None or timing is None or largest is None:
         return None
     speeds = largest * np.abs(robot["action_scale"]) / timing["control_dt"]
-    return [float(value) for value in np.maximum(RATE_MARGIN * speeds, MIN_RATE)]
+    # the same for all joints: which one has to be fast depends on where the robot is pushed
+    return [max(RATE_MARGIN * float(speeds.max()), MIN_RATE)] * len(speeds)
 
 
 def _action(action: Any) -> dict[str, Any]:
