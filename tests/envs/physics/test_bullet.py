@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 
 import numpy as np
+import pybullet as p
 import pytest
 
 from rlgym.envs.imitation.kinematics import foot_positions
@@ -333,3 +334,25 @@ def test_a_snapshot_goes_on_bit_for_bit():
     assert len(ours.snapshot()["log"]) == 0  # what no world needs is forgotten
     ours.close()
     other.close()
+
+
+@pytest.mark.parametrize("robot", ["a1", "laikago"])
+def test_merged_links_have_the_mass_matrix_of_the_whole(robot):
+    """Bullet's own flag for merging is wrong by a quarter in A1's shanks."""
+    matrices = []
+    for merge in (False, True):
+        engine = engine_of(robot, merge=merge)
+        stand(engine)
+        world = engine._worlds._worlds[0]
+        count = p.getNumJoints(world._body, world._client)
+        moving = [j for j in range(count) if p.getJointInfo(world._body, j, world._client)[3] >= 0]
+        states = p.getJointStates(world._body, moving, world._client)
+        angles = [state[0] for state in states]
+        matrix = p.calculateMassMatrix(world._body, angles, physicsClientId=world._client)
+        order = [*range(6), *(6 + moving.index(joint) for joint in world.model.joints)]
+        matrices.append(np.array(matrix)[np.ix_(order, order)])
+        assert len(moving) == 12 and (count > 12) is not merge
+        engine.close()
+    whole, merged = matrices
+    np.testing.assert_allclose(merged[6:, 6:], whole[6:, 6:], atol=1e-8)
+    assert merged[3, 3] == pytest.approx(whole[3, 3])  # mass
