@@ -319,7 +319,7 @@ MODERN = Spec(
     ),
     action=ActionSpec(offset="clip_mean"),
     episode=EpisodeSpec(),
-    actuation=Actuation(time_step=0.005, substeps=6, servo="implicit"),
+    actuation=Actuation(time_step=1 / 210, substeps=7, servo="implicit"),  # 33.3 ms
 )
 
 HUMANOID = Spec(

@@ -86,7 +86,7 @@ def test_noise_has_the_spread_that_was_asked_for():
         (RandomizeSpec(friction=(1.0,)), "give .low, high."),
         (RandomizeSpec(friction=(1.0, 0.5)), "give .low, high."),
         (RandomizeSpec(friction=(-1.0, 0.5)), "at least 0"),
-        (RandomizeSpec(latency=(0.0, 0.06)), "use at most 0.055"),
+        (RandomizeSpec(latency=(0.0, 0.07)), "use at most 0.06"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(spec, hint):
