@@ -57,7 +57,8 @@ class Guards:
         manifest: of the bundle.
         control_dt: seconds of a control step.
         needs: sensors that are looked at, and how many values each gives.
-        rate_limit: fastest change of a target, rad/s; None: the bundle's, if it has one.
+        rate_limit: fastest change of a target, rad/s; None: the bundle's, if it has one; infinite:
+            none.
 
     Attributes:
         fault: what tripped; stays until `reset`.
@@ -79,9 +80,8 @@ class Guards:
         self._damped = set(DAMPED_AT_ONCE)
         if safety.get("on_nan", "hold") == "damp":
             self._damped.add("non-finite")
-        if rate_limit is None and safety.get("rate_limit") is not None:
-            rate_limit = finite(safety["rate_limit"], "safety.rate_limit")
-        self._step = None if rate_limit is None else rate_limit * control_dt
+        rate = safety.get("target_rate") if rate_limit is None else rate_limit
+        self._step = None if rate is None else np.array(rate, np.float64) * control_dt
         robot = manifest.get("robot")
         self._joints = None if robot is None else Joints(robot)
         if self._joints is not None and robot is not None:

@@ -20,8 +20,9 @@ from rlgym.export.describe import describe
 from rlgym.export.golden import Golden
 from tests.envs.imitation.puppet import Puppet
 
-HZ = 1 / 0.03
-"""Of the modern spec."""
+STEP = {"time_step": 0.005, "substeps": 6, "servo": "implicit"}
+DT = 0.03
+"""Seconds of a control step of `follower`."""
 
 
 def puppet_task(
@@ -62,7 +63,7 @@ def seal(path: Path, graph: Graph, described: dict[str, Any], rows: int = 40) ->
 
 def follower(path: Path, robot: str = "a1", clip: str = "trot", **settings: Any) -> Path:
     """A bundle whose policy asks for the joints of the next target frame, and sees nothing else."""
-    task = puppet_task(robot, clip, **settings)
+    task = puppet_task(robot, clip, **{"actuation": STEP, **settings})
     described = deployment(task)
     described["simulation"] = {**described["simulation"], "engine": "mujoco"}
     ((name, terms),) = described["terms"].items()

@@ -16,9 +16,7 @@ from rlgym.deploy.policy import Policy
 from rlgym.deploy.robots.dry_run import DryRun
 from rlgym.deploy.robots.faulty import KINDS, Faulty
 from rlgym.deploy.robots.robot import Command, LinkError, Reading, Settings
-from tests.deploy.bundles import follower, plain
-
-DT = 0.03
+from tests.deploy.bundles import DT, follower, plain
 
 
 @pytest.fixture(scope="module")

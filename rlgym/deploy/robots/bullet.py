@@ -56,15 +56,10 @@ class BulletRobot(Simulated):
             deterministicOverlappingPairs=1,
             physicsClientId=client,
         )
-        try:
-            self._body = p.loadURDF(
-                str(self.model),
-                flags=p.URDF_IGNORE_VISUAL_SHAPES | p.URDF_USE_INERTIA_FROM_FILE,
-                globalScaling=float(self.robot["model_scale"]),
-                physicsClientId=client,
-            )
-        except p.error as error:
-            raise DeployError(f"Bullet cannot read {self.model} ({error})") from None
+        shapes = self._inertias(self._load(p.URDF_IGNORE_VISUAL_SHAPES))
+        p.removeBody(0, client)
+        self._body = self._load(p.URDF_IGNORE_VISUAL_SHAPES | p.URDF_USE_INERTIA_FROM_FILE)
+        own = self._inertias(self._body)
         plane = p.createCollisionShape(p.GEOM_PLANE, physicsClientId=client)
         ground = p.createMultiBody(0.0, plane, physicsClientId=client)
         p.changeDynamics(ground, -1, lateralFriction=1.0, physicsClientId=client)
@@ -76,17 +71,35 @@ class BulletRobot(Simulated):
         for link in range(-1, p.getNumJoints(self._body, client)):
             p.changeDynamics(self._body, link, jointDamping=0.0, physicsClientId=client)
             info = p.getJointInfo(self._body, link, client) if link >= 0 else None
-            if added and (info is None or info[2] != p.JOINT_FIXED):
-                own = p.getDynamicsInfo(self._body, link, client)[2]
-                inertia = [x + added for x in own]
-                p.changeDynamics(
-                    self._body, link, localInertiaDiagonal=inertia, physicsClientId=client
-                )
+            inertia = np.array(own[link] if min(own[link]) > 0.0 else shapes[link])
+            if info is None or info[2] != p.JOINT_FIXED:
+                inertia = inertia + added
+            p.changeDynamics(
+                self._body, link, localInertiaDiagonal=inertia.tolist(), physicsClientId=client
+            )
             if info is not None and info[12].decode() in feet:
                 friction = float(self.world["friction"])
                 p.changeDynamics(self._body, link, lateralFriction=friction, physicsClientId=client)
             elif self.world["collide"] == "feet":
                 p.setCollisionFilterPair(ground, self._body, -1, link, 0, physicsClientId=client)
+
+    def _load(self, flags: int) -> int:
+        p = self._bullet
+        try:
+            return p.loadURDF(
+                str(self.model),
+                flags=flags,
+                globalScaling=float(self.robot["model_scale"]),
+                physicsClientId=self._client,
+            )
+        except p.error as error:
+            raise DeployError(f"Bullet cannot read {self.model} ({error})") from None
+
+    def _inertias(self, body: int) -> dict[int, tuple[float, ...]]:
+        """Principal moments of each link of a body; zeros where Bullet refuses the file's."""
+        p = self._bullet
+        links = range(-1, p.getNumJoints(body, self._client))
+        return {link: p.getDynamicsInfo(body, link, self._client)[2] for link in links}
 
     def _find_joints(self) -> None:
         p = self._bullet

@@ -21,7 +21,7 @@ from .simulated import Simulated, State, silence
 ROOT = "base frame"
 """The body of our base frame, into which the model's own base is welded."""
 HARD_CONTACT = (0.005, 1.0)
-"""`solref` with an explicit servo: time constant, s, and damping ratio."""
+"""`solref`: time constant, s, and damping ratio."""
 
 
 class MujocoRobot(Simulated):
@@ -38,6 +38,7 @@ class MujocoRobot(Simulated):
         self._explicit = self.world["servo"] == "explicit"
         self._model = self._compile()
         self._data = self._mujoco.MjData(self._model)
+        self._inertia = np.zeros(0)
         joints = [self._model.joint(name) for name in self.joints]
         self._at_q = np.array([int(joint.qposadr[0]) for joint in joints])
         self._at_v = np.array([int(joint.dofadr[0]) for joint in joints])
@@ -60,20 +61,20 @@ class MujocoRobot(Simulated):
             spec.body(ROOT).add_freejoint(name=ROOT)
             self._prepare_joints(spec)
             self._prepare_contacts(spec)
-            option, integrator = spec.option, mujoco.mjtIntegrator
+            option = spec.option
             option.timestep = self.time_step
             option.gravity = (0.0, 0.0, -float(self.world["gravity"]))
-            option.integrator = (
-                integrator.mjINT_EULER if self._explicit else integrator.mjINT_IMPLICITFAST
-            )
+            option.integrator = mujoco.mjtIntegrator.mjINT_EULER
             spec.compiler.fusestatic = True
             model = spec.compile()
         except (ValueError, ET.ParseError, OSError) as error:
             text = " ".join(str(error).split())
-            raise DeployError(f"MuJoCo cannot read {self.model} ({text})") from None
+            raise DeployError(
+                f"MuJoCo cannot read {self.model} ({text}): use --robot bullet"
+            ) from None
+        model.geom_solref[:] = HARD_CONTACT
         if self._explicit:
             model.opt.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
-            model.geom_solref[:] = HARD_CONTACT
         if self.world["added_inertia"]:
             model.body_inertia[1:] += float(self.world["added_inertia"])
             mujoco.mj_setConst(model, mujoco.MjData(model))
@@ -168,6 +169,11 @@ class MujocoRobot(Simulated):
         model, data = self._model, self._data
         model.actuator_gainprm[:, 0] = stiffness
         model.actuator_biasprm[:, 1], model.actuator_biasprm[:, 2] = -stiffness, -damping
+        if not self._explicit and not np.array_equal(self._inertia, damping):
+            # the damping at the end of a step, -kd * (v + dt * acceleration), as inertia dt * kd
+            model.dof_armature[self._at_v] = self.time_step * damping
+            self._mujoco.mj_setConst(model, self._mujoco.MjData(model))
+            self._inertia = damping.copy()
         data.ctrl[:] = target
         self._mujoco.mj_step(model, data)
 
