@@ -78,5 +78,5 @@ def test_imitate_trot(capsys):
     assert (
         0.3 < baselines["bullet standing"]["score"] < 0.45 < baselines["mujoco open_loop"]["score"]
     )
-    assert baselines["bullet standing"]["time_step"] == 0.001
-    assert baselines["mujoco standing"]["time_step"] == 0.005
+    assert 0.0 < baselines["bullet standing"]["time_step"] <= 0.001
+    assert 0.001 < baselines["mujoco standing"]["time_step"] <= 0.005

@@ -151,10 +151,10 @@ def test_standing_is_worth_little_and_open_loop_much(trots):
     assert np.isnan(still.energy) and still.document()["energy"] is None
     assert still.power < 10.0
     follows = measure.play(trots, measure.open_loop(trots), 8)
-    assert follows.score > 0.8 and follows.survival == 1.0
-    assert follows.joint_error < 0.6 * still.joint_error
-    assert follows.drift < 0.3 * still.drift
-    assert 100.0 < follows.energy < 400.0
+    assert follows.score > 0.6 and follows.survival == 1.0
+    assert follows.joint_error < 0.7 * still.joint_error
+    assert follows.drift < 0.5 * still.drift
+    assert 100.0 < follows.energy < 600.0
     assert sum(follows.terms.values()) == pytest.approx(follows.score)
 
 
