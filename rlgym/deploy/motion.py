@@ -144,11 +144,6 @@ class Reference:
         self.begin(about_z(0.0), None)
 
     @property
-    def needs_position(self) -> bool:
-        """Whether the robot has to know its place in the world."""
-        return self._from_robot
-
-    @property
     def over(self) -> bool:
         """The clip does not loop and its end is reached."""
         return not self.clip.loop and self.time >= self.clip.duration
@@ -200,7 +195,7 @@ class Reference:
 
         Args:
             orientation: (4,) as the robot's sensor shows it.
-            position: (3,) m; counts only where `needs_position`.
+            position: (3,) m; counts only where targets are measured from the robot.
 
         Raises:
             DeployError: the position counts and is not known.

@@ -143,10 +143,11 @@ class Observer:
                 JOINT_VELOCITY: np.zeros(self.joints.nv),
             }
         self._ports = [_port(entry) for entry in manifest["observation"]]
-        self.needs = self._find_needs()
-        if manifest.get("mask"):
-            self.needs["action_mask"] = int(manifest["mask"])
-        self._masked = bool(manifest.get("mask"))
+        self.needs = sensors_of(manifest)
+        self._masked = "action_mask" in self.needs
+        shown = {term.name for _, _, _, terms in self._ports for term in terms}
+        if "targets" in shown and self.joints is not None and reference is None:
+            raise BundleError("the policy is shown targets, and the bundle has no motion")
 
     def begin(self, values: Values, last_action: np.ndarray) -> dict[str, np.ndarray]:
         """Return the first observation of an episode, (*shape) by input.
@@ -207,23 +208,26 @@ class Observer:
             return wrap_angle(self.joints.angles(values[JOINT_ANGLE]))
         return values[name]
 
-    def _find_needs(self) -> dict[str, int]:
-        sizes = {ORIENTATION: 4, ANGULAR_VELOCITY: 3, POSITION: 3}
-        if self.joints is not None:
-            sizes |= {JOINT_ANGLE: self.joints.nq, JOINT_VELOCITY: self.joints.nv}
-        needs: dict[str, int] = {}
-        for _, _, _, terms in self._ports:
-            for term in terms:
-                made_of = _SENSORS.get(term.name) if self.joints is not None else None
-                for sensor in (term.name,) if made_of is None else made_of:
-                    needs[sensor] = sizes.get(sensor, term.width)
-                if term.name == "targets" and self.reference is None:
-                    raise BundleError("the policy is shown targets, and the bundle has no motion")
-        if self.reference is not None and self.reference.needs_position:
-            needs[POSITION] = 3
-        if self.joints is not None:  # the way to the first pose begins where the robot is
-            needs[JOINT_ANGLE] = self.joints.nq
-        return needs
+
+def sensors_of(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sensors that a bundle's robot must have, and how many values each gives."""
+    robot, targets = manifest.get("robot"), manifest.get("targets")
+    joints = None if robot is None else Joints(robot)
+    sizes = {ORIENTATION: 4, ANGULAR_VELOCITY: 3, POSITION: 3}
+    needs: dict[str, int] = {}
+    if joints is not None:
+        sizes |= {JOINT_ANGLE: joints.nq, JOINT_VELOCITY: joints.nv}
+        needs[JOINT_ANGLE] = joints.nq  # the way to the first pose begins where the robot is
+    for entry in manifest["observation"]:
+        for term in _port(entry)[3]:
+            made_of = None if joints is None else _SENSORS.get(term.name)
+            for sensor in (term.name,) if made_of is None else made_of:
+                needs[sensor] = sizes.get(sensor, term.width)
+    if targets is not None and targets["origin"] == "robot":
+        needs[POSITION] = 3
+    if manifest.get("mask"):
+        needs["action_mask"] = int(manifest["mask"])
+    return needs
 
 
 def _port(entry: Mapping[str, Any]) -> tuple[str, tuple[int, ...], str, list[_Term]]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DeployError
-from ..observation import JOINT_ANGLE, JOINT_VELOCITY, Joints, Observer
+from ..observation import JOINT_ANGLE, JOINT_VELOCITY, Joints, sensors_of
 from .robot import Clock, Command, LinkError, Reading, Settings
 
 HEADER = struct.Struct("<4sBBHId")
@@ -55,7 +55,7 @@ class UdpRobot:
         hello = {
             "protocol": PROTOCOL,
             "joints": [] if robot is None else robot["joint_names"],
-            "sensors": _sizes(manifest),
+            "sensors": sensors_of(manifest),
             "control_hz": (manifest.get("timing") or {}).get("control_hz"),
         }
         try:
@@ -168,14 +168,6 @@ def _kind(data: bytes) -> int:
     if len(data) < HEADER.size or data[:4] != MAGIC:
         return 0
     return data[4]
-
-
-def _sizes(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """The sensors that the policy needs, for the controller to know."""
-    try:
-        return Observer({**manifest, "targets": None}).needs
-    except DeployError:
-        return {}
 
 
 def _parse_ready(body: bytes) -> dict[str, Any]:
