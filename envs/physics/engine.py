@@ -26,8 +26,10 @@ class Actuation:
     """Seconds of one physics step."""
     substeps: int
     """Physics steps of one control step."""
-    servo: Literal["explicit", "implicit"]
-    """PD torques computed before each physics step, or integrated with the dynamics."""
+    servo: Literal["explicit", "implicit", "damped"]
+    """PD torques computed before each physics step ("explicit"), or integrated with the dynamics:
+    "implicit" is MuJoCo's way, which is smoothest; "damped" lets contacts know of the damping, and
+    moves as an explicit servo of fine steps does."""
     interpolate: bool = False
     """Move the target linearly from the previous one to the new one over the substeps."""
     target_clip: float | None = None

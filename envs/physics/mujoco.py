@@ -40,8 +40,8 @@ class MujocoEngine:
 
     Args:
         robot: A complete entry of the robot table.
-        actuation: Servo and time steps. Forces are taken from the start of each physics step, but
-            for an implicit servo's damping, which is that at its end.
+        actuation: Servo and time steps. An explicit servo's forces are those at the start of each
+            physics step.
         num_worlds: B.
         num_threads: That step the batch; by default one per usable processor. Results do not
             depend on it.
