@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -35,6 +36,7 @@ INT8_TOLERANCE = 5e-3
 """Largest error of whole-number weights, as a share of the action's range."""
 TEST_PAIRS = 32
 """Golden pairs inside the C test program."""
+SUFFIX = ".rlpolicy"
 DATE = (1980, 1, 1, 0, 0, 0)
 """Of every member of a zip: the same policy gives the same bytes."""
 
@@ -128,9 +130,13 @@ def _fingerprint(data: bytes) -> dict[str, Any]:
 def _seal(path: str | Path, files: dict[str, bytes]) -> None:
     """Put the files where they belong, all of them or none."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix != SUFFIX:
+        raise UserError(f"{path}: the name of a bundle ends in {SUFFIX}")
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise UserError(f"{target} is a folder and no bundle: it is not replaced, name another")
     staged = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         if str(path).endswith(("/", os.sep)):
             for name, data in files.items():
                 (staged / name).parent.mkdir(parents=True, exist_ok=True)
@@ -143,13 +149,16 @@ def _seal(path: str | Path, files: dict[str, bytes]) -> None:
                 for name, data in files.items():
                     archive.writestr(zipfile.ZipInfo(name, DATE), data, zipfile.ZIP_DEFLATED)
             os.replace(staged, target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # a name with a zero byte is no OSError
+        raise UserError(
+            f"{str(target)!r} cannot be written ({getattr(error, 'strerror', error)})"
+        ) from None
     finally:
-        if staged.is_dir():
-            shutil.rmtree(staged, ignore_errors=True)
-        else:
-            staged.unlink(missing_ok=True)
+        with contextlib.suppress(OSError, ValueError):
+            if staged.is_dir():
+                shutil.rmtree(staged)
+            else:
+                staged.unlink(missing_ok=True)
 
 
 def here() -> str:

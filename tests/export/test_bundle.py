@@ -215,9 +215,18 @@ def test_a_format_that_came_out_wrong_is_not_sealed(tmp_path, monkeypatch):
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises((UserError, OSError)):
+    with pytest.raises(UserError, match="cannot be written"):
         make_bundle(tmp_path / "file" / "x.rlpolicy")
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    folder = tmp_path / "mine.rlpolicy"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="is a folder and no bundle"):
+        make_bundle(f"{folder}/")
+    assert (folder / "thesis.txt").read_text() == "x" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_bundle_replaces_the_old_one(tmp_path):
