@@ -77,7 +77,7 @@ class Guards:
         self._stale = finite(safety.get("stale_seconds", 2 * control_dt), "safety.stale_seconds")
         self._tilt = finite(safety.get("tilt_limit", math.pi), "safety.tilt_limit")
         self._allowed = int(finite(safety.get("missed_deadlines", 3), "safety.missed_deadlines"))
-        self._damped = set(DAMPED_AT_ONCE)
+        self._damped: set[str] = set(DAMPED_AT_ONCE)
         if safety.get("on_nan", "hold") == "damp":
             self._damped.add("non-finite")
         rate = safety.get("target_rate") if rate_limit is None else rate_limit

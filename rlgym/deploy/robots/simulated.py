@@ -102,7 +102,7 @@ class Simulated:
 
     def read(self) -> Reading:
         """See `Robot`."""
-        shown = dict(zip(_NAMES, self._delayed(), strict=True))
+        shown: dict[str, np.ndarray] = dict(zip(_NAMES, self._delayed(), strict=True))
         return Reading(self._clock.now(), shown)
 
     def write(self, command: Command) -> None:
