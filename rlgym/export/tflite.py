@@ -24,12 +24,13 @@ from rlgym.export.golden import TOLERANCE
 
 try:
     import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert import schema_py_generated
     from ai_edge_litert.interpreter import Interpreter
 except ImportError:
     message = 'LiteRT needs flatbuffers and ai-edge-litert: pip install "rlgym-lab[tflite]"'
     raise MissingExtraError(message) from None
 
+schema: Any = schema_py_generated  # its classes declare no types for what they hold
 Quantize = Literal["weights", "full"]
 Arrays = Mapping[str, np.ndarray]
 FULL_INT8_TOLERANCE = 1e-2
@@ -46,6 +47,8 @@ ALIGN = 16
 """Bytes to whose multiples constants are aligned, as the format demands."""
 PER_ROW = 12
 """Version of FULLY_CONNECTED from which each row of weights has a scale of its own."""
+MARGIN = 1.1
+"""Room for values that are larger than the calibration's."""
 PER_LINE = 16
 """Bytes on a line of a C array."""
 _TYPES = {
@@ -158,13 +161,13 @@ def _failed(error: Exception) -> UserError:
 
 
 def _ranges(graph: Graph, inputs: Arrays) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of each array that an operation writes."""
+    """Smallest and largest value of each array that an operation writes, with some room."""
     every = tuple(Port(op.output, (), "float32") for op in graph.ops)
     values = run(replace(graph, outputs=every), inputs)
     found = {name: (float(array.min()), float(array.max())) for name, array in values.items()}
     if not np.isfinite(list(found.values())).all():
         raise UserError("the policy computes numbers that are not finite: full int8 cannot hold it")
-    return found
+    return {name: (MARGIN * low, MARGIN * high) for name, (low, high) in found.items()}
 
 
 class _Buffer(schema.BufferT):
@@ -334,8 +337,12 @@ def _steps(low: float, high: float) -> tuple[np.float32, int]:
     return np.float32(scale), int(np.clip(np.rint(-128.0 - low / scale), -128, 127))
 
 
-def _columns(array: np.ndarray) -> np.ndarray:
+def _columns(array: Any) -> np.ndarray:
     return np.asarray(array, np.float32).reshape(1, -1)
+
+
+def _whole(*values: Any) -> np.ndarray:
+    return np.array(values, np.int32)
 
 
 # ---------------------------------------------------------------------------------- operations
@@ -384,13 +391,13 @@ def _dense(w: _Writer, op: g.Dense) -> None:
 
 
 def _layer_norm(w: _Writer, op: g.LayerNorm) -> None:
-    x, axis = w.float(op.inputs[0]), w.constant(op, "axis", np.int32([1]))
+    x, axis = w.float(op.inputs[0]), w.constant(op, "axis", _whole(1))
     mean_of = {"width": 1, "options": ("ReducerOptions", {"keepDims": True})}
     mean = w.step(op, "mean", "MEAN", x, axis, **mean_of)
     centred = w.step(op, "centred", "SUB", x, mean, options=("SubOptions", {}))
     square = w.step(op, "square", "MUL", centred, centred, options=("MulOptions", {}))
     variance = w.step(op, "variance", "MEAN", square, axis, **mean_of)
-    epsilon = w.constant(op, "epsilon", _columns(np.float32(LAYER_NORM_EPSILON)))
+    epsilon = w.constant(op, "epsilon", _columns(LAYER_NORM_EPSILON))
     safe = w.step(op, "safe", "ADD", variance, epsilon, width=1, options=("AddOptions", {}))
     inverse = w.step(op, "inverse", "RSQRT", safe, width=1)
     unit = w.step(op, "unit", "MUL", centred, inverse, options=("MulOptions", {}))
@@ -425,7 +432,7 @@ def _slice(w: _Writer, op: g.Slice) -> None:
 
 
 def _cut(w: _Writer, op: Op, name: str, x: int, start: int, stop: int) -> int:
-    ends = (("start", np.int32([0, start])), ("size", np.int32([1, stop - start])))
+    ends = (("start", _whole(0, start)), ("size", _whole(1, stop - start)))
     bounds = [w.constant(op, f"{name or 'columns'}_{end}", value) for end, value in ends]
     return w.step(op, name, "SLICE", x, *bounds, width=stop - start, options=("SliceOptions", {}))
 
@@ -436,7 +443,7 @@ def _clip(w: _Writer, op: g.Clip) -> None:
 
 
 def _choose(w: _Writer, op: g.Choose) -> None:
-    logits, axis, chosen, at = w.float(op.inputs[0]), w.constant(op, "axis", np.int32([1])), [], 0
+    logits, axis, chosen, at = w.float(op.inputs[0]), w.constant(op, "axis", _whole(1)), [], 0
     whole = ("ArgMaxOptions", {"outputType": schema.TensorType.INT32})
     for k, size in enumerate(op.sizes):
         own = _cut(w, op, f"logits_{k}", logits, at, at + size)
@@ -446,7 +453,7 @@ def _choose(w: _Writer, op: g.Choose) -> None:
     count = len(op.sizes)
     row = w.tensor(f"{op.output}.index", (1, count), "int32")
     w.node("PACK", tuple(chosen), row, ("PackOptions", {"valuesCount": count, "axis": 1}))
-    first = w.constant(op, "first", np.int32([op.start]))
+    first = w.constant(op, "first", _whole(op.start))
     output = w.tensor(op.output, (1, count), "int32")
     w.floats[op.output] = w.node("ADD", (row, first), output, ("AddOptions", {}))
     w.size[op.output] = count
@@ -455,7 +462,7 @@ def _choose(w: _Writer, op: g.Choose) -> None:
 def _switch(w: _Writer, op: g.Switch) -> None:
     width = w.size[op.inputs[0]]
     above = w.tensor(f"{op.output}.above", (1, width), "bool")
-    inputs = w.float(op.inputs[0]), w.constant(op, "zero", _columns(np.float32(0)))
+    inputs = w.float(op.inputs[0]), w.constant(op, "zero", _columns(0.0))
     w.node("GREATER", inputs, above, ("GreaterOptions", {}))
     types = {"inDataType": schema.TensorType.BOOL, "outDataType": schema.TensorType.INT32}
     output = w.tensor(op.output, (1, width), "int32")
