@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .bundle import Bundle, finite
@@ -47,6 +51,7 @@ def deploy(wanted: argparse.Namespace) -> Report:
     Raises:
         DeployError: something does not fit; nothing has moved.
     """
+    _check_numbers(wanted)
     bundle = Bundle(wanted.bundle)
     manifest = bundle.manifest
     control_dt = _control_dt(manifest, wanted.hz)
@@ -76,9 +81,23 @@ def deploy(wanted: argparse.Namespace) -> Report:
         ramp = wanted.ramp
         if ramp is None:
             ramp = finite(safety.get("start_ramp_seconds", RAMP_SECONDS), "start_ramp_seconds")
-        return Loop(robot, controller, guards, clock, control_dt, ramp).run(wanted.seconds)
+        with _stopped_by_terminate():
+            return Loop(robot, controller, guards, clock, control_dt, ramp).run(wanted.seconds)
     finally:
         robot.close()
+
+
+@contextlib.contextmanager
+def _stopped_by_terminate() -> Iterator[None]:
+    """Let whoever ends the process, such as a service, find the robot damped like Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def check_joints(controller: Controller, robot: Robot) -> None:
@@ -118,6 +137,20 @@ def _control_dt(manifest: dict[str, Any], hertz: float | None) -> float:
             "at that rate"
         )
     return 1.0 / own
+
+
+def _check_numbers(wanted: argparse.Namespace) -> None:
+    """Refuse settings that no run could have.
+
+    Raises:
+        DeployError: names the first one.
+    """
+    for name in ("seconds", "ramp", "rate_limit", "timeout", "start"):
+        value = getattr(wanted, name)
+        least = -math.inf if name == "start" else 0.0
+        if value is not None and not (math.isfinite(value) and value >= least):
+            option = name.replace("_", "-")
+            raise DeployError(f"--{option} is {value:g}, and must be a number from 0 on")
 
 
 def _seconds(text: str) -> float:

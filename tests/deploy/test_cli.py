@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -78,6 +79,8 @@ REFUSALS = [
     ("plain", ("--hz", "50", "--inject", "tilt", "--fast"), "which this robot lacks"),
     ("plain", ("--hz", "50", "--robot", "bullet"), "no robot that could be simulated"),
     ("trot", ("--robot", "udp", "--timeout", "0.1", "--address", "127.0.0.1:9"), "no READY"),
+    ("trot", ("--seconds", "nan"), "--seconds is nan, and must be a number from 0 on"),
+    ("trot", ("--rate-limit", "-1"), "--rate-limit is -1"),
     ("gone", (), "there is no such bundle"),
 ]
 
@@ -101,6 +104,22 @@ def test_a_changed_file_moves_nothing(
             new.writestr(name, data[:-1] + b"\x01" if name == "policy.npz" else data)
     status, _, err = run(capsys, str(bad), "--fast", "--seconds", "1")
     assert status == 2 and "SHA-256 differs" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signal to send")
+def test_a_process_that_is_told_to_end_damps_the_robot_first(folder: Path) -> None:
+    words = ["-u", "-m", "rlgym.deploy", str(folder / "trot.rlpolicy"), "--ramp", "60"]
+    root = SOURCE.parent.parent
+    command = [sys.executable, *words]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "golden pairs agree" in process.stdout.readline()
+        time.sleep(0.3)
+        process.terminate()
+        out, _ = process.communicate(timeout=30)
+    # a machine busy elsewhere may have been late before
+    assert "stopped by hand" in out or "FAULT" in out
+    assert process.returncode in (0, 1)
 
 
 class Own:

@@ -55,7 +55,7 @@ class Clock(Protocol):
         """Seconds; never goes back."""
         ...
 
-    def wait_until(self, time: float) -> None:
+    def wait_until(self, moment: float) -> None:
         """Return at that time, or at once when it is over."""
         ...
 
