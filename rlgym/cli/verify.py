@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 class Options:
     """Check a bundle: its files against their hashes, its policy against the golden pairs.
 
-    Nothing of it is run but standard ONNX operators and arithmetic in numpy. Compiling its C source
-    is different: that needs --trust. The exit status is 0 exactly when everything agrees.
+    Nothing of it is run but standard ONNX operators, arithmetic in numpy, and LiteRT files that are
+    byte for byte what the policy gives. Its C source, .pt2 and other .tflite are different: compiling
+    or loading them needs --trust. The exit status is 0 exactly when everything agrees.
     """
 
     bundle: Positional[str]
     """NAME.rlpolicy, a zip or a folder."""
     trust: bool = False
-    """Also compile and run its C source: say so only if you know who made the bundle."""
+    """Also compile its C source, and load its .pt2 and .tflite: only if you know who made it."""
     closed_loop: bool = False
     """Also play whole episodes in the policy's own world: each copy's return beside the float one.
     Needs --run, or --trust: the bundle says which world that is."""

@@ -29,7 +29,7 @@ _LAYOUT = "layout"
 
 def dump_graph(graph: Graph) -> bytes:
     """The file's bytes: one array per constant, and "layout", which is JSON."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
 
     def plain(value: Any, label: str) -> Any:
         if isinstance(value, np.ndarray):

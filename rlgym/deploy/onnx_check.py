@@ -54,17 +54,17 @@ def _check_model(model: memoryview) -> None:
         if field == _FUNCTIONS:
             raise ValueError("it defines functions of its own")
         if field == _OPSET:
-            for key, text in _fields(value):
-                if key == 1 and bytes(text).decode("utf-8", "replace") not in _DOMAINS:
-                    raise ValueError(f"it needs operators of {bytes(text)[:60]!r}")
+            for key, text in _fields(_message(value)):
+                if key == 1 and _text(text) not in _DOMAINS:
+                    raise ValueError(f"it needs operators of {_text(text)!a:.60}")
         if field == _GRAPH:
             graphs += 1
-            for key, part in _fields(value):
+            for key, part in _fields(_message(value)):
                 if key == _NODE:
                     nodes += 1
-                    _check_node(part)
+                    _check_node(_message(part))
                 elif key == _INITIALIZER:
-                    _check_tensor(part)
+                    _check_tensor(_message(part))
                 elif key == _SPARSE:
                     raise ValueError("it has sparse weights")
     if graphs != 1 or not 0 < nodes <= MAX_NODES:
@@ -75,13 +75,13 @@ def _check_node(node: memoryview) -> None:
     kind = domain = ""
     for field, value in _fields(node):
         if field == _OP_TYPE:
-            kind = bytes(value).decode("utf-8", "replace")
+            kind = _text(value)
         elif field == _NODE_DOMAIN:
-            domain = bytes(value).decode("utf-8", "replace")
+            domain = _text(value)
         elif field == _ATTRIBUTE:
-            _check_attribute(value)
+            _check_attribute(_message(value))
     if domain not in _DOMAINS or kind not in OPERATORS:
-        raise ValueError(f"it uses the operator {domain[:60] + ':' if domain else ''}{kind[:60]}")
+        raise ValueError(f"it uses the operator {kind!a:.60} of {domain!a:.60}")
 
 
 def _check_attribute(attribute: memoryview) -> None:
@@ -89,12 +89,22 @@ def _check_attribute(attribute: memoryview) -> None:
         if field in (_SUBGRAPH, _SUBGRAPHS):
             raise ValueError("it has branches or loops")
         if field == _TENSOR:
-            _check_tensor(value)
+            _check_tensor(_message(value))
         if field == _INT:
             _check_whole(value)
         if field == _INTS:
             for number in [value] if isinstance(value, int) else _packed(value):
                 _check_whole(number)
+
+
+def _message(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("it is no ONNX file")
+    return value
+
+
+def _text(value: int | memoryview) -> str:
+    return bytes(_message(value)[:200]).decode("utf-8", "replace")
 
 
 def _check_whole(value: int | memoryview) -> None:

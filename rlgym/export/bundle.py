@@ -118,8 +118,8 @@ def write_bundle(
 
 
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    target = io.BytesIO()
-    np.savez_compressed(target, **dict(arrays))
+    target, named = io.BytesIO(), dict[str, Any](arrays)
+    np.savez_compressed(target, **named)
     return target.getvalue()
 
 
@@ -198,7 +198,8 @@ def _run_onnx(model: bytes, golden: Golden) -> dict[str, np.ndarray]:
     names = [output.name for output in session.get_outputs()]
     wanted = {entry.name for entry in session.get_inputs()}
     inputs = {name: array for name, array in golden.inputs.items() if name in wanted}
-    return dict(zip(names, session.run(names, inputs), strict=True))
+    found: Any = session.run(names, inputs)
+    return dict(zip(names, found, strict=True))
 
 
 def _c(graph: Graph, golden: Golden, _: Mapping[str, Any]) -> Artefact:

@@ -103,7 +103,7 @@ class Golden:
 
     def dump(self) -> bytes:
         """The bytes of golden.npz: inputs/NAME, outputs/NAME and world/KEY."""
-        named = {f"inputs/{name}": array for name, array in self.inputs.items()}
+        named: dict[str, Any] = {f"inputs/{name}": array for name, array in self.inputs.items()}
         named |= {f"outputs/{name}": array for name, array in self.outputs.items()}
         named |= {f"world/{key}": array for key, array in self.world.items()}
         target = io.BytesIO()

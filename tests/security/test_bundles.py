@@ -283,12 +283,12 @@ def test_manifests(name, good, tmp_path):
 
 
 def test_any_value_of_a_manifest_may_be_nonsense(good, tmp_path):
-    """Each value replaced by each of six others: refused in one line, or of no consequence."""
+    """Each value replaced by another: refused in one line, or of no consequence."""
     manifest = manifest_of(good)
     paths = list(_paths(manifest))
     assert len(paths) > 150
     for i, path in enumerate(paths):
-        for wrong in (None, "\x00", -1, {}, [[]], 1e300)[i % 2 :: 2]:
+        for wrong in (None, "\x00", -1, {}, [[]], 1e300)[i % 6 :: 6]:
             changed = json.loads(json.dumps(manifest))
             at = changed
             for key in path[:-1]:
@@ -500,3 +500,18 @@ def test_arrays_that_unpack_to_too_much(good, tmp_path, monkeypatch):
 
 def test_sixty_files_at_least():
     assert len(ZIPS) + len(FOLDERS) + len(MANIFESTS) + len(CONTENTS) >= 60
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x3a\x06\x0a\x04\x20\xff\xff\x7f",  # the operator's name is a number
+        b"\x38\xff\xff\xff\xff\x7f",  # the graph is one
+        b"\x3a\xff\xff\xff\xff\x0f",  # longer than the file
+        b"\x3b\x3c",  # a group, which ONNX does not have
+        b"\xff" * 20,  # a number without end
+    ],
+)
+def test_bytes_that_are_no_onnx(data, good, tmp_path):
+    files = sealed({**good, ONNX: data}, manifest_of(good))
+    assert "no policy that may be loaded" in refused(pack(tmp_path / "bad.rlpolicy", files))
