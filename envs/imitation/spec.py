@@ -319,7 +319,7 @@ MODERN = Spec(
     ),
     action=ActionSpec(offset="clip_mean"),
     episode=EpisodeSpec(),
-    actuation=Actuation(time_step=1 / 210, substeps=7, servo="implicit"),  # 33.3 ms
+    actuation=Actuation(time_step=1 / 210, substeps=7, servo="damped"),  # 33.3 ms
 )
 
 HUMANOID = Spec(

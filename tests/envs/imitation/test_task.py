@@ -61,7 +61,7 @@ def test_open_loop_follows_a_trot_and_standing_does_not():
             assert not result.terminated.any(), CAUSES[result.cause.max()]
         scores[name] = total.mean() / 100
         task.close()
-    assert scores["open loop"] == pytest.approx(0.84, abs=0.04)
+    assert scores["open loop"] == pytest.approx(0.77, abs=0.04)
     assert 0.3 < scores["standing"] < 0.45
 
 
