@@ -240,10 +240,8 @@ class ImitationVectorEnv(VectorEnv):
                 f"{self.num_envs}: use num_envs {len(snapshot['lengths'])}"
             )
         self._begin()
-        exact = self._exact and any(name.startswith("task:") for name in snapshot)
-        if exact:
-            self._go_on(snapshot)
-        else:
+        exact = self._exact and self._go_on(snapshot)
+        if not exact:
             self.task.seed(np.ones(self.num_envs, np.bool_), self._fresh_seeds(snapshot))
             self._write_obs(self.arrays.obs, *self.task.reset())
             self.health["unreplayed"] += self.num_envs
@@ -256,13 +254,18 @@ class ImitationVectorEnv(VectorEnv):
         )
         return obs, info
 
-    def _go_on(self, snapshot: dict[str, np.ndarray]) -> None:
-        state = self.task.engine.restore(_part(snapshot, "engine:"))
-        self.task.load(_part(snapshot, "task:"), state)
-        for key, array in tree_items(self.arrays.obs):
-            array[:] = snapshot[f"obs:{key}"]
+    def _go_on(self, snapshot: dict[str, np.ndarray]) -> bool:
+        """Bring everything back; False where the snapshot is of other settings or another engine."""
+        try:
+            state = self.task.engine.restore(_part(snapshot, "engine:"))
+            self.task.load(_part(snapshot, "task:"), state)
+            for key, array in tree_items(self.arrays.obs):
+                array[:] = snapshot[f"obs:{key}"]
+        except (KeyError, ValueError):  # a name that is missing, or another shape
+            return False
         self._returns[:] = snapshot["returns"]
         self._lengths[:] = snapshot["lengths"]
+        return True
 
     def _fresh_seeds(self, snapshot: dict[str, np.ndarray]) -> np.ndarray:
         """Seeds for new episodes that are not those which the first run began with."""

@@ -157,6 +157,19 @@ def test_an_engine_that_cannot_go_on_begins_new_episodes_and_says_so(monkeypatch
     env.close()
 
 
+def test_a_snapshot_of_other_settings_begins_new_episodes():
+    env, other = make_imitation(2), make_imitation(2, randomize="modern", clip="pace")
+    env.reset(seed=0)
+    env.step(torch.zeros(2, 12))
+    obs, info = other.restore(env.snapshot())
+    assert not info["replayed"].any() and other.health["unreplayed"] == 2
+    assert all(torch.isfinite(value).all() for value in obs.values())
+    for act in random_actions(2, 3):
+        other.step(act)
+    env.close()
+    other.close()
+
+
 def test_a_killed_worker_is_replaced_and_its_slots_are_lost(capsys):
     env = make_imitation(4, engine="bullet", num_workers=2)
     env.reset(seed=0)
