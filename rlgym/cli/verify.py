@@ -24,8 +24,8 @@ class Options:
     """Check a bundle: its files against their hashes, its policy against the golden pairs.
 
     Nothing of it is run but standard ONNX operators, arithmetic in numpy, and LiteRT files that are
-    byte for byte what the policy gives. Its C source, .pt2 and other .tflite are different: compiling
-    or loading them needs --trust. The exit status is 0 exactly when everything agrees.
+    byte for byte what the policy gives. Its C source, .pt2 and other .tflite are different: they
+    need --trust. The exit status is 0 exactly when everything agrees.
     """
 
     bundle: Positional[str]

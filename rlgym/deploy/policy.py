@@ -173,7 +173,7 @@ def error_of(
         own = told[action.key] if isinstance(told, dict) else told
         wanted = world[action.key].reshape(own.shape)
         if action.kind == "box":
-            span = np.asarray(action.high, np.float64) - action.low
+            span = np.asarray(action.high, np.float64) - np.asarray(action.low, np.float64)
             seen = np.maximum(1.0, np.abs(wanted).max()) if wanted.size else 1.0
             span = np.where(np.isfinite(span) & (span > 0), span, seen).reshape(own.shape[1:])
             differences = np.abs(own.astype(np.float64) - wanted) / span

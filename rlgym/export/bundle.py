@@ -219,7 +219,8 @@ def _c_source(graph: Graph, golden: Golden, kind: str, tolerance: float) -> Arte
     inputs = {name: array[rows] for name, array in golden.inputs.items()}
     outputs = {name: array[rows] for name, array in golden.outputs.items()}
     pairs = pack_inputs(graph, inputs), pack_actions(graph, outputs)
-    spans = [a.high - a.low for a in graph.actions if a.kind == "box" and np.all(a.scale == 1)]
+    boxes = [a for a in graph.actions if a.kind == "box" and np.all(np.asarray(a.scale) == 1)]
+    spans = [np.asarray(box.high) - np.asarray(box.low) for box in boxes]
     widest = max((float(np.max(s[np.isfinite(s)], initial=1.0)) for s in spans), default=2.0)
     with tempfile.TemporaryDirectory() as folder:
         paths = write_c99(graph, folder, "policy", weights, pairs, tolerance * widest)

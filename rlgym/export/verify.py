@@ -1,8 +1,8 @@
 """Verifying a bundle, also a stranger's: each artefact against the golden pairs.
 
-What is only read and computed (numpy, ONNX of standard operators, LiteRT files that are byte for byte
-what the graph gives) is checked for everyone. What is compiled, or loaded by a library that trusts
-its files (C, .pt2, other LiteRT files), is left alone without `trust`.
+What is only read and computed (numpy, ONNX of standard operators, LiteRT files that are byte for
+byte what the graph gives) is checked for everyone. What is compiled, or loaded by a library that
+trusts its files (C, .pt2, other LiteRT files), is left alone without `trust`.
 """
 
 from __future__ import annotations
