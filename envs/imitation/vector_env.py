@@ -255,7 +255,7 @@ class ImitationVectorEnv(VectorEnv):
         return obs, info
 
     def _go_on(self, snapshot: dict[str, np.ndarray]) -> bool:
-        """Bring everything back; False where the snapshot is of other settings or another engine."""
+        """Bring everything back; False where the snapshot is of another version or engine."""
         try:
             state = self.task.engine.restore(_part(snapshot, "engine:"))
             self.task.load(_part(snapshot, "task:"), state)
