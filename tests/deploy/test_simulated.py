@@ -18,7 +18,7 @@ from rlgym.deploy.robots.simulated import model_path
 from rlgym.envs.physics import make_engine
 from rlgym.envs.physics.engine import Actuation
 from rlgym.envs.physics.robots import get_robot
-from tests.deploy.bundles import DT, STEP, follower
+from tests.deploy.bundles import DT, follower
 
 ENGINES = ("bullet", "mujoco")
 
@@ -51,12 +51,24 @@ def command(bundle: Bundle, target: np.ndarray, previous: np.ndarray, mode: Any 
     return Command(mode, None, target, previous, stiffness, np.array(robot["damping"]))
 
 
+@pytest.mark.parametrize("servo", ("explicit", "implicit", "damped"))
 @pytest.mark.parametrize(("name", "robot"), ROBOTS)
-def test_it_moves_as_the_worlds_of_training_do(name: str, robot: str, bundle: Bundle) -> None:
+def test_it_moves_as_the_worlds_of_training_do(
+    name: str, robot: str, servo: Any, bundle: Bundle
+) -> None:
     """Away from the ground, where no contact makes small differences large."""
-    driven = driver(name, bundle)
+    pytest.importorskip({"bullet": "pybullet", "mujoco": "mujoco"}[name])
+    timing = {"explicit": {"physics_dt": 0.001, "decimation": 30}}.get(servo, {})
+    manifest = {
+        **bundle.manifest,
+        "simulation": {**bundle.manifest["simulation"], "servo": servo},
+        "timing": {**bundle.manifest["timing"], **timing},
+    }
+    driven: Any = make_robot(name, manifest, VirtualClock(), Settings())
     table = get_robot(robot)
-    engine = make_engine(name, table, Actuation(**STEP), 1, collide="feet", gravity=9.81)
+    step, substeps = manifest["timing"]["physics_dt"], manifest["timing"]["decimation"]
+    actuation = Actuation(time_step=step, substeps=substeps, servo=servo)
+    engine = make_engine(name, table, actuation, 1, collide="feet", gravity=9.81)
     rng = np.random.default_rng(1)
     pose = np.array(table.default_pose)
     quat = np.array([0.1, -0.2, 0.3, 0.9])

@@ -21,7 +21,7 @@ from .simulated import Simulated, State, silence
 ROOT = "base frame"
 """The body of our base frame, into which the model's own base is welded."""
 HARD_CONTACT = (0.005, 1.0)
-"""`solref`: time constant, s, and damping ratio."""
+"""`solref`, but with implicit servos: time constant, s, and damping ratio."""
 
 
 class MujocoRobot(Simulated):
@@ -35,7 +35,7 @@ class MujocoRobot(Simulated):
             self._mujoco: Any = optional("mujoco", "mujoco")
         if float(self.robot["model_scale"]) != 1.0:
             raise DeployError("the bundle's robot is scaled: use --robot bullet")
-        self._explicit = self.world["servo"] == "explicit"
+        self._servo: str = self.world["servo"]
         self._model = self._compile()
         self._data = self._mujoco.MjData(self._model)
         self._inertia = np.zeros(0)
@@ -64,7 +64,8 @@ class MujocoRobot(Simulated):
             option = spec.option
             option.timestep = self.time_step
             option.gravity = (0.0, 0.0, -float(self.world["gravity"]))
-            option.integrator = mujoco.mjtIntegrator.mjINT_EULER
+            kinds, implicit = mujoco.mjtIntegrator, self._servo == "implicit"
+            option.integrator = kinds.mjINT_IMPLICITFAST if implicit else kinds.mjINT_EULER
             spec.compiler.fusestatic = True
             model = spec.compile()
         except (ValueError, ET.ParseError, OSError) as error:
@@ -72,8 +73,9 @@ class MujocoRobot(Simulated):
             raise DeployError(
                 f"MuJoCo cannot read {self.model} ({text}): use --robot bullet"
             ) from None
-        model.geom_solref[:] = HARD_CONTACT
-        if self._explicit:
+        if self._servo != "implicit":
+            model.geom_solref[:] = HARD_CONTACT
+        if self._servo == "explicit":
             model.opt.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
         if self.world["added_inertia"]:
             model.body_inertia[1:] += float(self.world["added_inertia"])
@@ -169,7 +171,7 @@ class MujocoRobot(Simulated):
         model, data = self._model, self._data
         model.actuator_gainprm[:, 0] = stiffness
         model.actuator_biasprm[:, 1], model.actuator_biasprm[:, 2] = -stiffness, -damping
-        if not self._explicit and not np.array_equal(self._inertia, damping):
+        if self._servo == "damped" and not np.array_equal(self._inertia, damping):
             # the damping at the end of a step, -kd * (v + dt * acceleration), as inertia dt * kd
             model.dof_armature[self._at_v] = self.time_step * damping
             self._mujoco.mj_setConst(model, self._mujoco.MjData(model))
