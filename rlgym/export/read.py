@@ -77,7 +77,7 @@ class _Reader:
     def graph(self) -> Graph:
         policy, preparation = self.policy, self.policy.preparation
         soft = isinstance(policy, SoftPolicy)
-        encoder = policy.actor.features.encoder if soft else policy.encoder
+        encoder: Any = policy.actor.features.encoder if soft else policy.encoder
         features = self._features(preparation, encoder)
         memory = None if soft else policy.memory
         if memory is not None:
@@ -119,7 +119,8 @@ class _Reader:
 
     def _image(self, leaf: Leaf, encoder: ImageEncoder) -> str:
         x = self._add(Image, self._input(leaf), channels_last=encoder.channels_last)
-        for layer in encoder.layers:
+        layers: Any = encoder.layers
+        for layer in layers:
             kind = type(layer).__name__
             if kind == "Conv2d":
                 stride, padding = int(layer.stride[0]), int(layer.padding[0])  # type: ignore
@@ -140,7 +141,7 @@ class _Reader:
 
     def _memory(self, memory: Memory, features: str) -> str:
         self.inputs.append(Port(STATE, (memory.state_size,), "float32"))
-        cell = memory.cell
+        cell: Any = memory.cell
         weights = {
             "weight_input": _array(cell.weight_ih),
             "weight_hidden": _array(cell.weight_hh),
@@ -168,7 +169,8 @@ class _Reader:
                 scale, shift = (_array(part[0, 0]) for part in norm)
                 x = self._add(LayerNorm, x, scale=scale, shift=shift)
             x = self._activate(x, layers.activation)
-        weight, bias = layers.head_weight[0], layers.head_bias[0, 0]
+        head: Any = layers
+        weight, bias = head.head_weight[0], head.head_bias[0, 0]
         return self._add(Dense, x, weight=_array(weight), bias=_array(bias))
 
     # -------------------------------------------------------------------------------- heads
