@@ -55,8 +55,8 @@ def read_policy(policy: Any, masked: bool = False) -> Graph:
     own = getattr(policy, "network", None) is not None or getattr(policy, "has_own_network", False)
     if own or type(policy) not in (ActorCritic, SoftPolicy):
         raise UserError(
-            "a network of your own cannot be written as layers: export it with --to pt2, or train "
-            "with the networks that --network.hidden and the others describe"
+            "a network of your own cannot be written as layers: train with the networks that "
+            "--network.hidden and the others describe, or take yours out with torch.export"
         )
     return _Reader(policy, masked).graph()
 

@@ -82,6 +82,7 @@ def test_an_action_ends_normalised():
     (action,) = graph.actions
     outputs = run(graph, {"obs": observations("squashed", ROWS).numpy()})
     assert np.abs(outputs[action.output]).max() <= 1.0
+    assert action.scale is not None and action.offset is not None
     np.testing.assert_allclose(action.offset - action.scale, BOUNDED.low)
     np.testing.assert_allclose(action.offset + action.scale, BOUNDED.high)
 
@@ -96,7 +97,7 @@ def test_networks_of_others_are_refused():
             return self.body(obs)
 
     policy = ActorCritic.build(Layout(VECTOR), Layout(BOUNDED), NetworkConfig(), network=Net)
-    with pytest.raises(UserError, match="--to pt2"):
+    with pytest.raises(UserError, match="cannot be written as layers"):
         read_policy(policy)
 
 
