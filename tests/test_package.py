@@ -90,7 +90,13 @@ def test_both_wheels_hold_the_same_files(built: dict[str, Path]) -> None:
     shipped = {
         (folder if folder == "rlgym" else f"rlgym/{folder}") + f"/{file.relative_to(ROOT / folder)}"
         for folder in ("rlgym", *MAPPED)
-        for pattern in ("*.py", "*.yaml", "py.typed", *(["*"] if folder == "assets" else []))
+        for pattern in (
+            "*.py",
+            "*.yaml",
+            "*.json",
+            "py.typed",
+            *(["*"] if folder == "assets" else []),
+        )
         for file in (ROOT / folder).rglob(pattern)
         if file.is_file() and "__pycache__" not in file.parts
     }
