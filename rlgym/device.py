@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from rlgym.errors import DeviceError
 
+Mode = Literal["auto", "graph", "compile", "eager"]
+WARM_UP = 3
+"""Calls of a `GraphedFn` that run as they are before one is captured: libraries set themselves up
+in the first, and allocate for good."""
 KNOWN = ("cpu", "cuda", "mps", "xpu", "tpu")
 
 
@@ -59,6 +67,19 @@ def synchronize(device: torch.device) -> None:
     """Wait until everything queued on `device` is done; nothing to do on a CPU."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Tell whether operations on `device` can be recorded once and launched again as one."""
+    return device.type == "cuda" and torch.cuda.is_available()
+
+
+def describe(device: torch.device) -> str:
+    """What a person calls the device: its name and memory where it tells them."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        found = torch.cuda.get_device_properties(device)
+        return f"{found.name}, {found.total_memory / 2**30:.0f} GiB"
+    return str(device)
 
 
 def pin(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -114,3 +135,100 @@ def _left_to_container() -> int | None:
             continue
         return max(bound - used + int(caches.get(cache, 0)), 0)
     return None
+
+
+class GraphedFn:
+    """A function of tensors that is launched as one recorded graph instead of run again.
+
+    `fn` must do the same operations on the same memory each time: static shapes, nothing read back,
+    no generator, no Python state that changes. Then a call copies its inputs to where the recorded
+    one had them, and replays. Outputs are overwritten by the next call.
+
+    The first `WARM_UP` calls run as they are, the next is recorded; where nothing can be recorded,
+    all run as they are. Whatever is in the way is said once, on stderr.
+
+    Args:
+        fn: takes tensors, returns tensors in any nesting, or nothing.
+        device: where they live.
+        mode: "auto" records where the device can; "graph" also says where it cannot; "compile" is
+            `torch.compile`; "eager" calls `fn`.
+        name: what to call it in a message.
+        obstacle: why `fn` cannot be recorded, known beforehand; "" where it can.
+
+    Attributes:
+        mode: what is done: "graph", "compile" or "eager".
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        device: torch.device,
+        mode: Mode = "auto",
+        name: str = "",
+        obstacle: str = "",
+    ) -> None:
+        self.fn = fn
+        self.device = device
+        self.name = name or getattr(fn, "__name__", "a function")
+        self._calls = 0
+        self._inputs: tuple[Tensor, ...] = ()
+        self._outputs: Any = None
+        self._replay: Callable[[], None] | None = None
+        if mode == "compile":
+            self.fn = torch.compile(fn, dynamic=False)
+        wanted = mode == "graph" or (mode == "auto" and has_graphs(device))
+        if wanted and not has_graphs(device):
+            obstacle = f"{device.type} has no graphs"
+        self.mode: Mode = "graph" if wanted and not obstacle else "eager"
+        if mode == "compile":
+            self.mode = "compile"
+        if wanted and obstacle:
+            self._say(obstacle)
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Do what `fn(*inputs)` does."""
+        if self._replay is not None:
+            for ours, given in zip(self._inputs, inputs, strict=True):
+                ours.copy_(given, non_blocking=True)
+            self._replay()
+            return self._outputs
+        if self.mode != "graph":
+            return self.fn(*inputs)
+        self._calls += 1
+        if self._calls <= WARM_UP:
+            return aside(self.fn, self.device)(*inputs)
+        self._inputs = tuple(tensor.clone() for tensor in inputs)
+        try:
+            self._replay, self._outputs = record(lambda: self.fn(*self._inputs), self.device)
+        except (RuntimeError, NotImplementedError) as error:
+            self._say(str(error).partition("\n")[0])
+            self.mode = "eager"
+            return self.fn(*inputs)
+        self._replay()
+        return self._outputs
+
+    def _say(self, why: str) -> None:
+        print(f"rlgym: {self.name} is not a graph, it runs as it is: {why}", file=sys.stderr)
+
+
+def record(fn: Callable[[], Any], device: torch.device) -> tuple[Callable[[], None], Any]:
+    """Record what `fn` launches, without running it; returns what replays it, and its outputs."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph):
+        outputs = fn()
+    return graph.replay, outputs
+
+
+def aside(fn: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """`fn` on a stream of its own, as what will be recorded must first be run."""
+
+    def run(*inputs: Tensor) -> Any:
+        with torch.cuda.device(device):
+            here, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                outputs = fn(*inputs)
+            here.wait_stream(stream)
+        return outputs
+
+    return run

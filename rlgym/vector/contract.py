@@ -80,6 +80,32 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         Raises:
             ContractError: when `num_envs` slots do not divide into `num_groups` equal groups.
         """
+        self._declare(traits, num_envs, num_groups, device, output, seed, info_keys)
+        num_extras = len(self.reward_term_names) + len(self.info_keys)
+        self.arrays = arrays or StepArrays.alloc(
+            num_envs, self.obs_layout, self.action_layout, self.mask_size, num_extras
+        )
+        self._returns = np.zeros(num_envs, np.float64)
+        self._lengths = np.zeros(num_envs, np.int64)
+        self._episode_return = np.zeros(num_envs, np.float32)
+        self._episode_length = np.zeros(num_envs, np.int64)
+        a = self.arrays
+        per_slot = (self._returns, self._lengths, self._episode_return, self._episode_length)
+        per_slot = (*per_slot, a.reward, a.active, a.terminated, a.truncated)
+        self._statistics: list[Any] = [[array[rows] for array in per_slot] for rows in self._slices]
+        self._prepare_views()
+
+    def _declare(
+        self,
+        traits: WorldTraits,
+        num_envs: int,
+        num_groups: int,
+        device: torch.device | str,
+        output: Output,
+        seed: int,
+        info_keys: Iterable[str],
+    ) -> None:
+        """Set what a vector env says of itself, and that it has not begun."""
         check_counts(num_envs, num_groups)
         self.traits = traits
         self.num_envs = num_envs
@@ -105,24 +131,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             "world_errors": 0,
             "unreplayed": 0,
         }
-        num_extras = len(self.reward_term_names) + len(self.info_keys)
-        self.arrays = arrays or StepArrays.alloc(
-            num_envs, self.obs_layout, self.action_layout, self.mask_size, num_extras
-        )
-        self._returns = np.zeros(num_envs, np.float64)
-        self._lengths = np.zeros(num_envs, np.int64)
-        self._episode_return = np.zeros(num_envs, np.float32)
-        self._episode_length = np.zeros(num_envs, np.int64)
         self._pending = [False] * num_groups
         self._started = False
         self._marked: dict[str, Any] | None = None
         size = num_envs // num_groups
         self._slices = [slice(g * size, (g + 1) * size) for g in range(num_groups)]
-        a = self.arrays
-        per_slot = (self._returns, self._lengths, self._episode_return, self._episode_length)
-        per_slot = (*per_slot, a.reward, a.active, a.terminated, a.truncated)
-        self._statistics: list[Any] = [[array[rows] for array in per_slot] for rows in self._slices]
-        self._prepare_views()
 
     # ------------------------------------------------------------------ what a user calls
     def group_slice(self, group: int) -> slice:
@@ -150,18 +163,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             raise StateError(
                 "reset while a step is pending: call recv() for every group that was sent"
             )
-        if seed is None and not self._started:
-            seed = self.seed
-        if seed is None:
-            seeds: list[int | None] = [None] * self.num_envs
-        elif isinstance(seed, (int, np.integer)):
-            seeds = [int(seed) + i for i in range(self.num_envs)]
-        else:
-            seeds = [None if s is None else int(s) for s in seed]
-            if len(seeds) != self.num_envs:
-                raise ContractError(
-                    f"{len(seeds)} seeds for {self.num_envs} worlds: give one, or one per world"
-                )
+        seeds = self._seeds(seed)
         self._begin()
         self._reset_slots(seeds, options)
         self._started = True
@@ -345,6 +347,21 @@ class VectorEnv(gymnasium.vector.VectorEnv):
             raise StateError("step before the first reset: call reset() once")
         if self._pending[group]:
             raise StateError(f"group {group} was sent twice: call recv({group}) first")
+
+    def _seeds(self, seed: int | list[int] | None) -> list[int | None]:
+        """One seed per slot out of what `reset` was given."""
+        if seed is None and not self._started:
+            seed = self.seed
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, (int, np.integer)):
+            return [int(seed) + i for i in range(self.num_envs)]
+        seeds = [None if s is None else int(s) for s in seed]
+        if len(seeds) != self.num_envs:
+            raise ContractError(
+                f"{len(seeds)} seeds for {self.num_envs} worlds: give one, or one per world"
+            )
+        return seeds
 
     def _begin(self) -> None:
         arrays = self.arrays

@@ -1,0 +1,217 @@
+"""Worlds written as pure functions of tensors, and a batch of them.
+
+A world says how an episode starts, what a step does to a state and what is seen of it. Seeds, time
+limits, automatic resets and saving are the batch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from rlgym.spaces import Tree, map_tree, tree_items
+from rlgym.vector.device import TensorStep, same_names
+from rlgym.vector.slot import WorldTraits
+
+BLOCK = 64
+"""Steps whose random numbers are drawn at once, where nobody says how many will follow."""
+
+
+class TensorWorld(Protocol):
+    """A world of N slots: three functions of tensors, N being whatever they are given.
+
+    They must not read values back (`.item()`, `if tensor`), nor index by booleans: `torch.where`
+    chooses. Then they run on any device, and in a recorded graph.
+    """
+
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    max_episode_steps: int
+    """Steps after which an episode is truncated."""
+    start_random: int
+    """Random numbers that one start takes."""
+    step_random: int
+    """Random numbers that one step takes; 0 where the world is deterministic."""
+
+    def start(self, random: Tensor) -> Tree[Tensor]:
+        """Begin an episode: `random` (N, start_random) in [0, 1); returns states (N, ...)."""
+        ...
+
+    def step(
+        self, state: Tree[Tensor], actions: Any, random: Tensor
+    ) -> tuple[Tree[Tensor], Tensor, Tensor]:
+        """Take one step.
+
+        Args:
+            state: tree of (N, ...), not to be written to.
+            actions: (N, *action shape), int64 or float32, or a dict of them.
+            random: (N, step_random) in [0, 1).
+
+        Returns:
+            The next states, rewards (N,) float32, and terminated (N,) bool.
+        """
+        ...
+
+    def observe(self, state: Tree[Tensor]) -> Tree[Tensor]:
+        """What is seen of a state: tree of (N, ...)."""
+        ...
+
+
+class WorldBatch:
+    """`num_envs` worlds of one kind side by side; a `TensorBatch`.
+
+    Each slot's random numbers are a function of its seed and the number of steps since the reset:
+    neither the other slots nor the device have a part in them.
+
+    Args:
+        world: the functions.
+        num_envs: slots.
+        device: where they live.
+        name: the world's id.
+        render_fps: control steps per second of the world, for films.
+    """
+
+    obstacle = ""
+
+    def __init__(
+        self,
+        world: TensorWorld,
+        num_envs: int,
+        device: torch.device | str = "cpu",
+        name: str = "",
+        render_fps: float = 50.0,
+    ) -> None:
+        """Allocate the states."""
+        self.world = world
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.truncation_gap = world.max_episode_steps
+        self.traits = WorldTraits(
+            observation_space=world.observation_space,
+            action_space=world.action_space,
+            reward_terms=(),
+            has_mask=False,
+            render_fps=render_fps,
+            spec_id=name or type(world).__name__,
+        )
+        self._keys = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self._tick = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._elapsed = torch.zeros(num_envs, dtype=torch.int32, device=self.device)
+        self._numbers = world.start_random + world.step_random
+        self._block: tuple[Tensor, ...] = ()
+        self._next = 0
+        with torch.no_grad():
+            self._state = map_tree(torch.clone, world.start(self._draw_one()))
+        self._flags = {key: (-1, *[1] * (t.ndim - 1)) for key, t in tree_items(self._state)}
+
+    # ------------------------------------------------------------------ stepping
+    @torch.no_grad()
+    def reset(self, seeds: list[int | None]) -> Tree[Tensor]:
+        """See `TensorBatch`."""
+        given = torch.tensor([seed is not None for seed in seeds], device=self.device)
+        keys = torch.tensor([(seed or 0) % (1 << 62) for seed in seeds], device=self.device)
+        self._keys.copy_(torch.where(given, keys, _mix(self._keys + self._tick)))
+        self._tick.zero_()
+        self._elapsed.zero_()
+        self._block, self._next = (), 0
+        fresh = self.world.start(self._draw_one())
+        map_tree(lambda kept, new: kept.copy_(new), self._state, fresh)
+        return self.world.observe(self._state)
+
+    @torch.no_grad()
+    def prepare(self, num_steps: int) -> None:
+        """Draw the random numbers of so many steps at once."""
+        steps = self._tick + torch.arange(num_steps, device=self.device)
+        self._block = uniform(self._keys, steps, self._numbers).unbind(0)
+        self._next = 0
+
+    @torch.no_grad()
+    def step(self, actions: Any) -> TensorStep:
+        """See `TensorBatch`."""
+        world, state = self.world, self._state
+        if self._next == len(self._block):
+            self.prepare(BLOCK)
+        random = self._block[self._next]
+        self._next += 1
+        self._tick.add_(1)
+        if world.step_random:
+            start, during = random.split((world.start_random, world.step_random), 1)
+        else:
+            start, during = random, random[:, :0]
+        after, reward, terminated = world.step(state, actions, during)
+        truncated = self._elapsed.add_(1) >= world.max_episode_steps
+        done = terminated | truncated
+        final_obs = world.observe(after)
+        self._begin_anew(done, world.start(start), after)
+        self._elapsed.mul_(done.logical_not())
+        obs = world.observe(self._state)
+        return TensorStep(obs, final_obs, reward, terminated, truncated, done)
+
+    def _begin_anew(self, done: Tensor, fresh: Tree[Tensor], after: Tree[Tensor]) -> None:
+        """Go on from `after`, or from `fresh` where an episode ended."""
+        if isinstance(self._state, Tensor):
+            flags = done.view(self._flags[""])
+            torch.where(flags, fresh, after, out=self._state)  # type: ignore[call-overload]
+            return
+        for key, kept in self._state.items():
+            flags = done.view(self._flags[key])
+            torch.where(flags, fresh[key], after[key], out=kept)  # type: ignore[index, call-overload]
+
+    def _draw_one(self) -> Tensor:
+        """Numbers of the first start: those of a step before the first."""
+        before = torch.full((1,), -1, dtype=torch.int64, device=self.device)
+        return uniform(self._keys, before, self._numbers)[0, :, : self.world.start_random]
+
+    # ------------------------------------------------------------------ saving
+    def state(self) -> dict[str, Tensor]:
+        """See `TensorBatch`."""
+        own = {"keys": self._keys, "tick": self._tick, "elapsed": self._elapsed}
+        return own | {f"state {key}": tensor for key, tensor in tree_items(self._state)}
+
+    def load(self, state: Mapping[str, Tensor]) -> Tree[Tensor]:
+        """See `TensorBatch`."""
+        own = self.state()
+        same_names(state, own)
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+        self._block, self._next = (), 0
+        return self.world.observe(self._state)
+
+    def close(self) -> None:
+        """Nothing to give back: memory goes with the object."""
+
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, odd: 2^64 over the golden ratio
+_FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_SECOND = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def uniform(keys: Tensor, ticks: Tensor, count: int) -> Tensor:
+    """Random numbers as a pure function of integers, the same on every device.
+
+    SplitMix64's finalizer (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number
+    generators") over the key, the tick and the column.
+
+    Args:
+        keys: (N,) int64, of each slot.
+        ticks: (K,) int64.
+        count: columns.
+
+    Returns:
+        (K, N, count) float32 in [0, 1), in steps of 2^-24.
+    """
+    columns = torch.arange(1, count + 1, device=keys.device) * _GOLDEN
+    mixed = _mix(_mix(keys * _GOLDEN + ticks[:, None]) + ticks[:, None] * _GOLDEN)
+    bits = _mix(mixed[..., None] + columns)
+    return ((bits >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finalizer on int64; the masks make the arithmetic shifts logical."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _FIRST
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _SECOND
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
