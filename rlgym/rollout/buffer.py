@@ -130,7 +130,8 @@ class RolloutBuffer:
         episode_start: (T, N) bool: obs[t] is the first of an episode.
         action_mask: (T, N, mask_size) bool, True = allowed; None without masks.
         last_obs: tree of (N, ...): the observation after the last row.
-        all_obs: tree of (T + 1, N, ...): `obs` and `last_obs` in one piece; all_masks likewise.
+        all_obs: tree of (T + 1, N, ...): `obs` and `last_obs` in one piece; all_masks and
+            all_starts likewise.
         last_start: (N,) bool: last_obs is the first of an episode.
         initial_state: tree of (N, ...): the recurrent state before row 0; None without memory.
         last_state: the recurrent state after the last row; None without memory.
@@ -173,8 +174,9 @@ class RolloutBuffer:
         on_device = {name: _to(array, self.device) for name, array in self.host.items()}
         self.rewards, self.terminated = on_device["rewards"], on_device["terminated"]
         self.truncated, self.active = on_device["truncated"], on_device["active"]
-        self.episode_start = on_device["episode_start"][:-1]
-        self.last_start = on_device["episode_start"][-1]
+        self.all_starts = on_device["episode_start"]
+        self.episode_start = self.all_starts[:-1]
+        self.last_start = self.all_starts[-1]
         self._on_device = on_device
         self.bootstrap = zeros(T, N)
         self.all_masks = zeros(T + 1, N, mask_size, dtype=torch.bool) if mask_size else None
@@ -194,6 +196,12 @@ class RolloutBuffer:
             for name, array in self.host.items():
                 self._on_device[name].copy_(torch.from_numpy(array), non_blocking=True)
         self.all_active = bool(self.host["active"].all())
+
+    def download(self) -> None:
+        """Bring rewards and flags that were written on the device to the host."""
+        if self.device.type != "cpu":
+            for name, array in self.host.items():
+                torch.from_numpy(array).copy_(self._on_device[name])
 
     def advantages(
         self, values: Tensor, last_values: Tensor, gamma: float, lam: float
