@@ -22,10 +22,11 @@ except ImportError:
     raise MissingExtraError('ONNX needs onnx: pip install "rlgym-lab[export]"') from None
 
 OPSETS = (15, 18)
-"""15 is what older readers, Unity's among them, take; 18 is the one that is checked first."""
-IR_VERSION = {15: 8, 18: 8}
-"""Version of the file format: the oldest that knows the opset, for readers that are old too."""
-_TYPES = {
+"""Of a bundle: 15 is what older readers take; 18 is the one that is checked first."""
+IR_VERSION = {9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8}
+"""Opsets that can be written, and the version of the file format: the oldest that knows the opset,
+for readers that are old too."""
+TYPES = {
     "float32": TensorProto.FLOAT,
     "uint8": TensorProto.UINT8,
     "int8": TensorProto.INT8,
@@ -40,28 +41,14 @@ def to_onnx(graph: Graph, opset: int = 18, metadata: Mapping[str, Any] | None = 
 
     Args:
         graph: what `read_policy` gave.
-        opset: one of `OPSETS`.
+        opset: one of `IR_VERSION`.
         metadata: text by key; whatever is not text is written as JSON.
     """
-    writer = _Writer(opset)
+    writer = Writer(opset)
     for op in graph.ops:
         writer.write(op)
-    model = helper.make_model(
-        helper.make_graph(
-            writer.nodes,
-            "policy",
-            [_value(port) for port in graph.inputs],
-            [_value(port) for port in graph.outputs],
-            writer.constants,
-        ),
-        opset_imports=[helper.make_opsetid("", opset)],
-        producer_name="rlgym",
-        ir_version=IR_VERSION[opset],
-    )
-    texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
-    helper.set_model_props(model, texts)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    inputs, outputs = ([_value(port) for port in ports] for ports in (graph.inputs, graph.outputs))
+    return writer.model(inputs, outputs, metadata)
 
 
 def write_onnx(
@@ -72,10 +59,10 @@ def write_onnx(
 
 
 def _value(port: g.Port) -> Any:
-    return helper.make_tensor_value_info(port.name, _TYPES[port.dtype], ["batch", *port.shape])
+    return helper.make_tensor_value_info(port.name, TYPES[port.dtype], ["batch", *port.shape])
 
 
-class _Writer:
+class Writer:
     """Turns operations into nodes, and their arrays into initializers."""
 
     def __init__(self, opset: int) -> None:
@@ -86,6 +73,21 @@ class _Writer:
     def write(self, op: Op) -> None:
         """Append the nodes of one operation."""
         _WRITE[type(op)](self, op)
+
+    def model(
+        self, inputs: list[Any], outputs: list[Any], metadata: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Close the file: what was written, between these inputs and outputs, checked."""
+        model = helper.make_model(
+            helper.make_graph(self.nodes, "policy", inputs, outputs, self.constants),
+            opset_imports=[helper.make_opsetid("", self.opset)],
+            producer_name="rlgym",
+            ir_version=IR_VERSION[self.opset],
+        )
+        texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in (metadata or {}).items()}
+        helper.set_model_props(model, texts)
+        onnx.checker.check_model(model, full_check=True)
+        return model
 
     def constant(self, op: Op, name: str, array: Any, dtype: Any = np.float32) -> str:
         """Add an array under a name of its operation."""
@@ -100,33 +102,36 @@ class _Writer:
         return output
 
 
-def _flatten(w: _Writer, op: g.Flatten) -> None:
+def _flatten(w: Writer, op: g.Flatten) -> None:
     cast = w.node("Cast", op, "cast", op.inputs[0], to=TensorProto.FLOAT)
     w.node("Flatten", op, "", cast, axis=1)
 
 
-def _normalize(w: _Writer, op: g.Normalize) -> None:
+def _normalize(w: Writer, op: g.Normalize) -> None:
     centred = w.node("Sub", op, "centred", op.inputs[0], w.constant(op, "mean", op.mean))
     scaled = w.node("Mul", op, "scaled", centred, w.constant(op, "inv_std", op.inv_std))
-    bounds = w.constant(op, "low", -op.clip), w.constant(op, "high", op.clip)
-    w.node("Clip", op, "", scaled, *bounds)
+    # Max and Min: Clip has its bounds in another place before opset 11
+    above = w.node("Max", op, "above", scaled, w.constant(op, "low", -op.clip))
+    w.node("Min", op, "", above, w.constant(op, "high", op.clip))
 
 
-def _one_hot(w: _Writer, op: g.OneHot) -> None:
+def _one_hot(w: Writer, op: g.OneHot) -> None:
     # one column per choice: which component it belongs to, and which value it stands for
     component = np.repeat(np.arange(len(op.sizes)), op.sizes)
     value = np.concatenate([np.arange(n) + s for n, s in zip(op.sizes, op.start, strict=True)])
     column = w.constant(op, "component", component, np.int64)
-    spread = w.node("Gather", op, "spread", op.inputs[0], column, axis=1)
-    equal = w.node("Equal", op, "equal", spread, w.constant(op, "value", value[None]))
+    whole = w.node("Cast", op, "whole", op.inputs[0], to=TensorProto.INT64)
+    spread = w.node("Gather", op, "spread", whole, column, axis=1)
+    # whole numbers: floats can be compared from opset 11 on
+    equal = w.node("Equal", op, "equal", spread, w.constant(op, "value", value[None], np.int64))
     w.node("Cast", op, "", equal, to=TensorProto.FLOAT)
 
 
-def _concat(w: _Writer, op: g.Concat) -> None:
+def _concat(w: Writer, op: g.Concat) -> None:
     w.node("Concat", op, "", *op.inputs, axis=1)
 
 
-def _image(w: _Writer, op: g.Image) -> None:
+def _image(w: Writer, op: g.Image) -> None:
     x = op.inputs[0]
     if op.channels_last:
         x = w.node("Transpose", op, "planes", x, perm=[0, 3, 1, 2])
@@ -134,19 +139,19 @@ def _image(w: _Writer, op: g.Image) -> None:
     w.node("Div", op, "", x, w.constant(op, "largest", 255.0))
 
 
-def _conv(w: _Writer, op: g.Conv) -> None:
+def _conv(w: Writer, op: g.Conv) -> None:
     arrays = w.constant(op, "weight", op.weight), w.constant(op, "bias", op.bias)
     strides, pads = [op.stride] * 2, [op.padding] * 4
     kernel = list(op.weight.shape[2:])
     w.node("Conv", op, "", op.inputs[0], *arrays, strides=strides, pads=pads, kernel_shape=kernel)
 
 
-def _dense(w: _Writer, op: g.Dense) -> None:
+def _dense(w: Writer, op: g.Dense) -> None:
     arrays = w.constant(op, "weight", op.weight), w.constant(op, "bias", op.bias)
     w.node("Gemm", op, "", op.inputs[0], *arrays, transB=1)
 
 
-def _layer_norm(w: _Writer, op: g.LayerNorm) -> None:
+def _layer_norm(w: Writer, op: g.LayerNorm) -> None:
     # spelled out: the operator of that name is younger than opset 15
     count = w.constant(op, "count", op.scale.size)
     mean = w.node("Div", op, "mean", _sum(w, op, "sum", op.inputs[0]), count)
@@ -159,12 +164,14 @@ def _layer_norm(w: _Writer, op: g.LayerNorm) -> None:
     w.node("Add", op, "", scaled, w.constant(op, "shift", op.shift))
 
 
-def _sum(w: _Writer, op: Op, step: str, x: str) -> str:
+def _sum(w: Writer, op: Op, step: str, x: str) -> str:
     """Sum of each row, (B, 1); of all reductions this one reads alike from opset 13 on."""
+    if w.opset < 13:
+        return w.node("ReduceSum", op, step, x, axes=[1])
     return w.node("ReduceSum", op, step, x, w.constant(op, f"{step}_axes", [1], np.int64))
 
 
-def _activation(w: _Writer, op: g.Activation) -> None:
+def _activation(w: Writer, op: g.Activation) -> None:
     x = op.inputs[0]
     if op.kind == "silu":
         w.node("Mul", op, "", x, w.node("Sigmoid", op, "sigmoid", x))
@@ -172,7 +179,7 @@ def _activation(w: _Writer, op: g.Activation) -> None:
         w.node(op.kind.capitalize(), op, "", x)
 
 
-def _gates(w: _Writer, op: g.GRU | g.LSTM, hidden: str, names: str) -> list[tuple[str, str]]:
+def _gates(w: Writer, op: g.GRU | g.LSTM, hidden: str, names: str) -> list[tuple[str, str]]:
     """For each gate: what the input gives, and what the state gives."""
     size = op.weight_hidden.shape[1]
     sides = (("input", op.inputs[0], op.weight_input, op.bias_input),)
@@ -191,7 +198,7 @@ def _gates(w: _Writer, op: g.GRU | g.LSTM, hidden: str, names: str) -> list[tupl
     return list(zip(*found, strict=True))
 
 
-def _gru(w: _Writer, op: g.GRU) -> None:
+def _gru(w: Writer, op: g.GRU) -> None:
     h = op.inputs[1]
     (r_x, r_h), (z_x, z_h), (n_x, n_h) = _gates(w, op, h, "rzn")
     r = w.node("Sigmoid", op, "r", w.node("Add", op, "r_sum", r_x, r_h))
@@ -203,7 +210,7 @@ def _gru(w: _Writer, op: g.GRU) -> None:
     w.node("Add", op, "", n, step)
 
 
-def _lstm(w: _Writer, op: g.LSTM) -> None:
+def _lstm(w: Writer, op: g.LSTM) -> None:
     size = op.weight_hidden.shape[1]
     h = _columns(w, op, "h", op.inputs[1], 0, size)
     c = _columns(w, op, "c", op.inputs[1], size, 2 * size)
@@ -218,7 +225,9 @@ def _lstm(w: _Writer, op: g.LSTM) -> None:
     w.node("Concat", op, "", hidden, cell, axis=1)
 
 
-def _columns(w: _Writer, op: Op, step: str, x: str, start: int, stop: int) -> str:
+def _columns(w: Writer, op: Op, step: str, x: str, start: int, stop: int) -> str:
+    if w.opset < 10:
+        return w.node("Slice", op, step, x, starts=[start], ends=[stop], axes=[1])
     name = step or "columns"
     ends = (("start", start), ("stop", stop), ("axis", 1))
     return w.node(
@@ -226,17 +235,17 @@ def _columns(w: _Writer, op: Op, step: str, x: str, start: int, stop: int) -> st
     )
 
 
-def _slice(w: _Writer, op: g.Slice) -> None:
+def _slice(w: Writer, op: g.Slice) -> None:
     _columns(w, op, "", op.inputs[0], op.start, op.stop)
 
 
-def _clip(w: _Writer, op: g.Clip) -> None:
+def _clip(w: Writer, op: g.Clip) -> None:
     # Clip itself takes one bound for all columns
     above = w.node("Max", op, "above", op.inputs[0], w.constant(op, "low", op.low[None]))
     w.node("Min", op, "", above, w.constant(op, "high", op.high[None]))
 
 
-def _choose(w: _Writer, op: g.Choose) -> None:
+def _choose(w: Writer, op: g.Choose) -> None:
     chosen, at = [], 0
     for k, size in enumerate(op.sizes):
         own = _columns(w, op, f"logits_{k}", op.inputs[0], at, at + size)
@@ -245,26 +254,28 @@ def _choose(w: _Writer, op: g.Choose) -> None:
             own = _allow(w, op, k, own, flags)
         chosen.append(w.node("ArgMax", op, f"index_{k}", own, axis=1, keepdims=1))
         at += size
-    index = chosen[0] if len(chosen) == 1 else w.node("Concat", op, "index", *chosen, axis=1)
-    w.node("Add", op, "", index, w.constant(op, "first", [op.start], np.int64))
+    index = w.node("Concat", op, "index" if any(op.start) else "", *chosen, axis=1)
+    if any(op.start):
+        w.node("Add", op, "", index, w.constant(op, "first", [op.start], np.int64))
 
 
-def _allow(w: _Writer, op: Op, k: int, logits: str, flags: str) -> str:
-    """Sink the logits of what is not allowed; where nothing is, all stay."""
-    zero = w.constant(op, f"zero_{k}", 0.0)
-    allowed = w.node("Greater", op, f"allowed_{k}", flags, zero)
-    some = w.node("Greater", op, f"some_{k}", _sum(w, op, f"count_{k}", flags), zero)
-    allowed = w.node("Or", op, f"kept_{k}", allowed, w.node("Not", op, f"none_{k}", some))
-    sunk = w.constant(op, f"sunk_{k}", FORBIDDEN)
-    return w.node("Where", op, f"masked_{k}", allowed, logits, sunk)
+def _allow(w: Writer, op: Op, k: int, logits: str, flags: str) -> str:
+    """Sink the logits of what is not allowed (flag 0, not 1); where nothing is, all stay."""
+    one = w.constant(op, f"one_{k}", 1.0)
+    some = w.node("Min", op, f"some_{k}", _sum(w, op, f"count_{k}", flags), one)
+    allowed = w.node("Max", op, f"kept_{k}", flags, w.node("Sub", op, f"none_{k}", one, some))
+    # an allowed logit is left as it is, to the last bit: 0 is added to it
+    depth = w.constant(op, f"depth_{k}", -FORBIDDEN)
+    sunk = w.node("Mul", op, f"sunk_{k}", w.node("Sub", op, f"gap_{k}", allowed, one), depth)
+    return w.node("Add", op, f"masked_{k}", logits, sunk)
 
 
-def _switch(w: _Writer, op: g.Switch) -> None:
+def _switch(w: Writer, op: g.Switch) -> None:
     above = w.node("Greater", op, "above", op.inputs[0], w.constant(op, "zero", 0.0))
     w.node("Cast", op, "", above, to=TensorProto.INT64)
 
 
-_WRITE: dict[type[Op], Callable[[_Writer, Any], None]] = {
+_WRITE: dict[type[Op], Callable[[Writer, Any], None]] = {
     g.Flatten: _flatten,
     g.Normalize: _normalize,
     g.OneHot: _one_hot,
