@@ -9,10 +9,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlgym.agents.peers import ALONE, Peers, total
 
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+
+def weighted_mean(values: Tensor, weights: Tensor, peers: Peers = ALONE) -> Tensor:
     """Sum of values times weights over the sum of weights; 0 when nothing has weight."""
-    return (values * weights).sum() / weights.sum().clamp(min=1e-8)
+    parts = (values * weights).sum(), weights.sum()
+    if peers.size > 1:
+        parts = peers.mean(torch.stack(parts)).unbind()
+    return parts[0] / parts[1].clamp(min=1e-8)
+
+
+def shares(weights: Tensor, peers: Peers = ALONE) -> Tensor:
+    """Each row's part of a mean over the last axis; over all processes they add up to `size`."""
+    count = peers.mean(weights.sum(-1, keepdim=True))
+    return weights / count.clamp(min=1e-8)
 
 
 def policy_loss(
@@ -43,10 +54,12 @@ def value_loss(
     return weighted_mean(error, weights)
 
 
-def approximate_kl(log_probs: Tensor, old_log_probs: Tensor, weights: Tensor) -> Tensor:
+def approximate_kl(
+    log_probs: Tensor, old_log_probs: Tensor, weights: Tensor, peers: Peers = ALONE
+) -> Tensor:
     """E[(r - 1) - log r], never negative (Schulman 2020, joschu.net/blog/kl-approx.html)."""
     log_ratio = log_probs - old_log_probs
-    return weighted_mean(torch.expm1(log_ratio) - log_ratio, weights)
+    return weighted_mean(torch.expm1(log_ratio) - log_ratio, weights, peers)
 
 
 def explained_variance(values: Tensor, returns: Tensor, weights: Tensor) -> Tensor:
@@ -59,12 +72,16 @@ def explained_variance(values: Tensor, returns: Tensor, weights: Tensor) -> Tens
     return torch.where(spread > 0, 1.0 - variance(returns - values) / spread, torch.nan)
 
 
-def standardize(advantages: Tensor, weights: Tensor) -> Tensor:
-    """Zero mean and unit (unbiased) deviation over each row's weighted entries; both (k, m)."""
-    count = weights.sum(1)
-    mean = torch.linalg.vecdot(advantages, weights) / count.clamp(min=1.0)
+def standardize(advantages: Tensor, weights: Tensor, peers: Peers = ALONE) -> Tensor:
+    """Zero mean and unit (unbiased) deviation over each row's weighted entries; both (k, m).
+
+    With `peers`, a row's entries are those of all processes.
+    """
+    count = total(weights.sum(1), peers)
+    mean = total(torch.linalg.vecdot(advantages, weights), peers) / count.clamp(min=1.0)
     centred = advantages - mean.unsqueeze(1)
-    variance = torch.linalg.vecdot(centred * centred, weights) / (count - 1.0).clamp(min=1.0)
+    squares = total(torch.linalg.vecdot(centred * centred, weights), peers)
+    variance = squares / (count - 1.0).clamp(min=1.0)
     return centred / (variance.sqrt() + 1e-8).unsqueeze(1)
 
 
@@ -108,6 +125,7 @@ def value_gradient(
 
 
 # --------------------------------------------------------------------------- soft actor-critic
+# Means are sums over rows times `share` (B,), from `shares`.
 
 
 def soft_target(
@@ -125,18 +143,18 @@ def soft_target(
     return rewards + discounts * (next_q - temperature * next_log_probs)
 
 
-def critic_loss(q: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def critic_loss(q: Tensor, targets: Tensor, share: Tensor) -> Tensor:
     """Half the squared error, added up over critics (equation 5); q (critics, B), else (B,)."""
-    return 0.5 * weighted_mean((q - targets).square().sum(0), weights)
+    return 0.5 * ((q - targets).square().sum(0) * share).sum()
 
 
-def actor_loss(q: Tensor, log_probs: Tensor, weights: Tensor, temperature: Tensor) -> Tensor:
+def actor_loss(q: Tensor, log_probs: Tensor, share: Tensor, temperature: Tensor) -> Tensor:
     """What the policy gives up in value against what it keeps in entropy (equation 7)."""
-    return weighted_mean(temperature * log_probs - q, weights)
+    return ((temperature * log_probs - q) * share).sum()
 
 
 def temperature_loss(
-    log_temperature: Tensor, log_probs: Tensor, target_entropy: Tensor | float, weights: Tensor
+    log_temperature: Tensor, log_probs: Tensor, target_entropy: Tensor | float, share: Tensor
 ) -> Tensor:
     """Raise the temperature while the entropy is below its target, in logs.
 
@@ -144,4 +162,4 @@ def temperature_loss(
     and stable-baselines3 have it: both have the same sign and root. It is linear, so that its value
     at 1 is its gradient everywhere.
     """
-    return -log_temperature * weighted_mean(log_probs + target_entropy, weights)
+    return -log_temperature * ((log_probs + target_entropy) * share).sum()

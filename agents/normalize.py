@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from rlgym.agents.peers import ALONE, Peers, total
 from rlgym.device import has_float64
 
 EPSILON = 1e-8
@@ -25,6 +26,8 @@ class RunningMeanStd(nn.Module):
     the CPU, and each `update` brings its batch there. `shift` and `scale` are the float32 numbers
     that `normalize` uses, and they only change in `update`.
 
+    With `peers`, each batch is that of all processes, and all keep the same statistics.
+
     Args:
         shape: shape of one value, without the batch axis.
         clip: bound of a normalised value, in standard deviations.
@@ -40,6 +43,7 @@ class RunningMeanStd(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         self.clip = clip
+        self.peers: Peers = ALONE
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -66,20 +70,22 @@ class RunningMeanStd(nn.Module):
             weight = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
         else:
             weight = weights.reshape(-1).to(rows.device).to(rows.dtype)
-        count = weight.sum()
+        count = total(weight.sum(), self.peers)
         weight = weight.view(-1, *([1] * len(self.shape)))
         divisor = count.clamp(min=1.0)
-        mean = (rows * weight).sum(0) / divisor
-        var = ((rows - mean).square() * weight).sum(0) / divisor
+        mean = total((rows * weight).sum(0), self.peers) / divisor
+        var = total(((rows - mean).square() * weight).sum(0), self.peers) / divisor
 
-        total = (self.count + count).clamp(min=1.0)
+        seen_rows = (self.count + count).clamp(min=1.0)
         delta = mean - self.mean
         # Before the first batch `count` is 0, so the initial variance of one has no weight. A batch
         # without a counted row leaves everything as it was.
-        merged = (self.var * self.count + var * count) + delta.square() * self.count * count / total
+        merged = (
+            self.var * self.count + var * count
+        ) + delta.square() * self.count * count / seen_rows
         seen = (self.count + count) > 0
-        self.var.copy_(torch.where(seen, merged / total, self.var))
-        self.mean.add_(delta * count / total)
+        self.var.copy_(torch.where(seen, merged / seen_rows, self.var))
+        self.mean.add_(delta * count / seen_rows)
         self.count.add_(count)
         self.shift.copy_(self.mean.float())
         self.scale.copy_((self.var + EPSILON).rsqrt().float())

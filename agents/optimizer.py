@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from rlgym.agents.peers import ALONE, Peers
+
 BETAS = (0.9, 0.999)
 _FUSED = ("cpu", "cuda", "mps", "xpu")
 
@@ -42,6 +44,7 @@ class FlatAdam:
         exp_avg_sq: (P,) second moments.
         steps: () float32, steps taken (skipped ones do not count).
         learning_rate: () float32, a tensor so that it can change without the host.
+        peers: processes whose mean gradient each step takes.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class FlatAdam:
     ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.eps = eps
+        self.peers: Peers = ALONE
         self.flat = flatten(self.parameters)
         self.grad = torch.zeros_like(self.flat)
         self.exp_avg = torch.zeros_like(self.flat)
@@ -79,6 +83,8 @@ class FlatAdam:
         Returns:
             () the norm before clipping.
         """
+        if self.peers.size > 1:
+            self.peers.mean(self.grad)
         norm = torch.linalg.vector_norm(self.grad)
         ahead = torch.lt(norm, self._inf, out=self._ahead)  # 1, or 0 for NaN too
         if hold is not None:

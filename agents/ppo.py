@@ -23,12 +23,14 @@ from rlgym.agents.losses import (
     explained_variance,
     log_prob_gradient,
     policy_loss,
+    shares,
     standardize,
     value_gradient,
     value_loss,
     weighted_mean,
 )
 from rlgym.agents.optimizer import FlatAdam
+from rlgym.agents.peers import ALONE, Peers
 from rlgym.agents.policy import ActorCritic
 from rlgym.agents.rows import cut_rows, map_rows
 from rlgym.config import PPOConfig
@@ -80,6 +82,7 @@ class PPO:
         self.policy = policy
         self.cfg = cfg
         self.total_steps = total_steps
+        self.peers: Peers = ALONE
         self.symmetry = symmetry if cfg.symmetry_coef else None
         self.optimizer = FlatAdam(policy.parameters(), cfg.learning_rate, cfg.adam_eps)
         self.n_updates = torch.zeros((), dtype=torch.int64)
@@ -122,7 +125,7 @@ class PPO:
             for batch in map(self._time_major, minibatches):
                 log_probs, values = self._gradient(batch)
                 if stop is not None:
-                    kl = approximate_kl(log_probs, batch["log_probs"], batch["weights"])
+                    kl = approximate_kl(log_probs, batch["log_probs"], batch["weights"], self.peers)
                     stop = stop | (kl > KL_STOP * cfg.target_kl)  # type: ignore[operator]
                     held += stop
                 norms.append(self.optimizer.step(cfg.max_grad_norm, stop))
@@ -136,7 +139,7 @@ class PPO:
         skipped = len(norms) - (self.optimizer.steps - before) - held
         metrics["health/skipped_updates"] = skipped
         if cfg.learning_rate_schedule == "kl":
-            self._adapt_learning_rate(seen[-1])
+            self._adapt_learning_rate(_kl(seen[-1], self.peers))
         self.policy.update_normalizer(buffer)
         return metrics
 
@@ -250,8 +253,8 @@ class PPO:
         shape = rows["weights"].shape
         advantages = rows["advantages"].reshape(count, -1)
         if cfg.normalize_advantages and advantages.shape[1] > 1:
-            advantages = standardize(advantages, weights)
-        share = weights / weights.sum(1, keepdim=True).clamp(min=1e-8)
+            advantages = standardize(advantages, weights, self.peers)
+        share = shares(weights, self.peers)
         sign = advantages.sign()
         rows["advantages"] = advantages.view(shape)
         rows["sign"] = sign.view(shape)
@@ -296,9 +299,8 @@ class PPO:
         std = self.policy.distribution.std()
         return metrics if std is None else {**metrics, "train/std": std}
 
-    def _adapt_learning_rate(self, last_epoch: dict[str, Tensor]) -> None:
+    def _adapt_learning_rate(self, kl: Tensor) -> None:
         """Aim at `target_kl` (rsl_rl's rule): / 1.5 above twice of it, * 1.5 below half."""
-        kl = _kl(last_epoch)
         target = self.cfg.target_kl
         rate = self.optimizer.learning_rate
         slower = torch.where(kl > 2.0 * target, rate / 1.5, rate)  # type: ignore[operator]
@@ -411,7 +413,7 @@ class PPO:
         for key in keys:
             ours, theirs = (mirrored[key], target[key]) if key else (mirrored, target)
             gap = (ours - theirs).square().flatten(1).mean(1)
-            loss = loss + weighted_mean(gap, batch["weights"])
+            loss = loss + (gap * shares(batch["weights"], self.peers)).sum()
         return loss
 
     # -------------------------------------------------------------------------------- saving
@@ -459,8 +461,8 @@ def _joined(rows: dict[str, Any], outcomes: list[tuple[Tensor, Tensor]]) -> dict
     }
 
 
-def _kl(epoch: dict[str, Tensor]) -> Tensor:
-    return approximate_kl(epoch["log_probs"], epoch["old_log_probs"], epoch["weights"])
+def _kl(epoch: dict[str, Tensor], peers: Peers = ALONE) -> Tensor:
+    return approximate_kl(epoch["log_probs"], epoch["old_log_probs"], epoch["weights"], peers)
 
 
 def _flat(tree: Tree[Tensor] | None) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rlgym.agents.learner_state import parts_of
 from rlgym.agents.losses import temperature_loss
 from rlgym.agents.optimizer import FlatAdam, flatten
+from rlgym.agents.peers import ALONE, Peers
 from rlgym.agents.soft_policy import SoftPolicy
 from rlgym.agents.soft_updates import Autograd, WrittenOut
 from rlgym.config import SACConfig
@@ -45,6 +46,7 @@ class SAC:
         self.policy = policy
         self.cfg = cfg
         self.total_steps = total_steps
+        self.peers: Peers = ALONE
         self.updates = 0
         self._rates = (
             cfg.learning_rate,
@@ -140,7 +142,7 @@ class SAC:
         target = self.cfg.target_entropy
         if target is None:
             target = self.policy.actions.target_entropy(batch.mask)
-        slope = temperature_loss(self._one, log_probs, target, batch.weights)
+        slope = temperature_loss(self._one, log_probs, target, self.way.share)
         self.temperature_optimizer.grad.copy_(slope)
         loss = slope.mul_(self.log_temperature.detach())
         self.temperature_optimizer.step(None)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from rlgym.agents.gaussian import LOG_STD_RANGE, Gaussian
-from rlgym.agents.losses import actor_loss, critic_loss, soft_target
+from rlgym.agents.losses import actor_loss, critic_loss, shares, soft_target
 from rlgym.agents.optimizer import FlatAdam
+from rlgym.agents.peers import ALONE, Peers
 from rlgym.agents.soft_actions import Draw
 from rlgym.agents.soft_policy import SoftPolicy
 
@@ -34,6 +35,7 @@ class Autograd:
         self.actor_optimizer = actor
         self.critic_optimizer = critics
         self.without_autograd = False
+        self.peers: Peers = ALONE
 
     def begin(self, batch: Any, noises: list[Tensor], with_actor: bool) -> Tensor | None:
         """Act in the batch's observations, and in those that followed.
@@ -48,7 +50,7 @@ class Autograd:
         """
         policy, rows = self.policy, len(batch.rewards)
         self.batch = batch
-        self.share = batch.weights / batch.weights.sum().clamp(min=1e-8)
+        self.share = shares(batch.weights, self.peers)
         self.inputs = policy.preparation(batch.obs)
         self.next_inputs = policy.preparation(batch.next_obs)
         with torch.no_grad():
@@ -74,7 +76,7 @@ class Autograd:
         with torch.enable_grad():
             q, _ = policy.critics(self.inputs, continuous)
             q = policy.actions.taken_q(q, chosen)
-            loss = critic_loss(q, targets, batch.weights)
+            loss = critic_loss(q, targets, self.share)
         self._fill(self.critic_optimizer, loss)
         q = q.detach()
         return q, q - targets
@@ -85,7 +87,7 @@ class Autograd:
         with torch.enable_grad():
             q, _ = policy.critics(self.inputs, self.draw.continuous)
             q = policy.actions.expected_q(q, self.draw)
-            loss = actor_loss(q, self.draw.log_prob, self.batch.weights, temperature)
+            loss = actor_loss(q, self.draw.log_prob, self.share, temperature)
         self._fill(self.actor_optimizer, loss)
         return loss.detach()
 
@@ -118,6 +120,7 @@ class WrittenOut:
         self.policy = policy
         distribution = policy.distribution
         self.without_autograd = isinstance(distribution, Gaussian)
+        self.peers: Peers = ALONE
         self.own = list(distribution.parameters())
         self.outputs = distribution.num_params
         self.size = policy.actions.size
@@ -129,7 +132,7 @@ class WrittenOut:
         """See `Autograd.begin`."""
         policy, rows = self.policy, len(batch.rewards)
         self.batch, self.rows = batch, rows
-        self.share = batch.weights / batch.weights.sum().clamp(min=1e-8)
+        self.share = shares(batch.weights, self.peers)
         now = policy.preparation.forward(batch.obs)
         later = policy.preparation.forward(batch.next_obs)
         self.x, self.next_x = self._critic_inputs(now, later)

@@ -91,15 +91,15 @@ def test_soft_losses_by_hand():
     q = torch.tensor([[1.0, 2.0, 9.0], [3.0, 0.0, 9.0]])
     targets = torch.tensor([2.0, 1.0, -50.0])
     # first critic: errors -1 and 1; second: 1 and -1. Half of (1 + 1 * 3) / 4, twice
-    assert losses.critic_loss(q, targets, weights).item() == pytest.approx(1.0)
+    assert losses.critic_loss(q, targets, losses.shares(weights)).item() == pytest.approx(1.0)
     log_probs, temperature = torch.tensor([-1.0, 2.0, 9.0]), torch.tensor(0.5)
     # (0.5 * -1 - 1) * 1 + (0.5 * 2 - 2) * 3 = -4.5, over 4
-    loss = losses.actor_loss(q[0], log_probs, weights, temperature)
+    loss = losses.actor_loss(q[0], log_probs, losses.shares(weights), temperature)
     assert loss.item() == pytest.approx(-1.125)
     # the entropy is -(-1 + 2 * 3) / 4 = -1.25; with a target of 0.25 it is 1.5 too low, so the
     # slope is -1.5 and the temperature rises
     log_temperature = torch.tensor(2.0, requires_grad=True)
-    loss = losses.temperature_loss(log_temperature, log_probs, 0.25, weights)
+    loss = losses.temperature_loss(log_temperature, log_probs, 0.25, losses.shares(weights))
     assert loss.item() == pytest.approx(-3.0)
     loss.backward()
     assert log_temperature.grad.item() == pytest.approx(-1.5)
