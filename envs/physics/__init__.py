@@ -14,10 +14,13 @@ if TYPE_CHECKING:
 
 ENGINES = {
     "mujoco": ("rlgym.envs.physics.mujoco", "MujocoEngine", "mujoco"),
+    "warp": ("rlgym.envs.physics.warp", "WarpEngine", "gpu"),
     "bullet": ("rlgym.envs.physics.bullet", "BulletEngine", None),
     "pybullet": ("rlgym.envs.physics.bullet", "BulletEngine", None),
 }
-"""Module and class of each engine, and the extra that brings the package it needs."""
+"""Module and class of each engine, and the extra that brings what it needs."""
+PACKAGES = {"mujoco": "mujoco", "warp": "mujoco-warp", "mujoco_warp": "mujoco-warp"}
+"""Top-level module -> the package that has it, of those that only an extra brings."""
 
 
 def make_engine(
@@ -26,7 +29,7 @@ def make_engine(
     """Make an engine by name.
 
     Args:
-        name: "mujoco" or "bullet" ("pybullet" is the same).
+        name: "mujoco", "warp" or "bullet" ("pybullet" is the same).
         robot: Name or entry of the robot table.
         actuation: Servo and time steps.
         num_worlds: Copies of the robot.
@@ -45,9 +48,10 @@ def make_engine(
     try:
         engine = getattr(importlib.import_module(module), kind)
     except ModuleNotFoundError as error:
-        if extra is None or not (error.name or "").startswith(extra):
+        package = PACKAGES.get((error.name or "").partition(".")[0])
+        if extra is None or package is None:
             raise
         raise MissingExtraError(
-            f"the engine '{name}' needs the package {extra}: pip install 'rlgym-lab[{extra}]'"
+            f"the engine '{name}' needs the package {package}: pip install 'rlgym-lab[{extra}]'"
         ) from None
     return engine(get_robot(robot), actuation, num_worlds, **settings)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from typing import Any
+
 import numpy as np
 
 from rlgym.errors import WorldError
@@ -27,27 +29,40 @@ class Terrain:
     """(rows, columns) m, float32; row = y, column = x, both from low to high."""
     spacing: float = SPACING
     """m between neighbours."""
+    _tables: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """Heights as tensors, by device: made once."""
 
     @property
     def is_flat(self) -> bool:
         """The ground is the plane z = 0."""
         return self.heights.size == 1
 
-    def height(self, xy: np.ndarray) -> np.ndarray:
+    def height(self, xy: Any) -> Any:
         """Return the ground's height (...) at places (..., 2), linear between the field's points.
 
-        Outside the field it is that of the nearest edge.
+        Outside the field it is that of the nearest edge. Arrays or tensors; this module does
+        without torch, which processes of PyBullet do not load.
         """
         if self.is_flat:
-            return np.zeros(xy.shape[:-1])
+            return 0.0 * xy[..., 0]
         rows, columns = self.heights.shape
-        x = np.clip(xy[..., 0] / self.spacing + 0.5 * (columns - 1), 0.0, columns - 1.0)
-        y = np.clip(xy[..., 1] / self.spacing + 0.5 * (rows - 1), 0.0, rows - 1.0)
-        i, j = np.minimum(y.astype(int), rows - 2), np.minimum(x.astype(int), columns - 2)
+        x = (xy[..., 0] / self.spacing + 0.5 * (columns - 1)).clip(0.0, columns - 1.0)
+        y = (xy[..., 1] / self.spacing + 0.5 * (rows - 1)).clip(0.0, rows - 1.0)
+        if isinstance(xy, np.ndarray):
+            h, i, j = self.heights, y.astype(np.int64), x.astype(np.int64)
+        else:
+            h, i, j = self._table(xy), y.long(), x.long()
+        i, j = i.clip(0, rows - 2), j.clip(0, columns - 2)
         v, u = y - i, x - j
-        h = self.heights
         low = (1 - u) * h[i, j] + u * h[i, j + 1]
         return (1 - v) * low + v * ((1 - u) * h[i + 1, j] + u * h[i + 1, j + 1])
+
+    def _table(self, like: Any) -> Any:
+        """The heights as a tensor of the kind of `like`."""
+        key = like.device, like.dtype
+        if key not in self._tables:
+            self._tables[key] = like.new_tensor(self.heights)
+        return self._tables[key]
 
 
 def _slope(x: np.ndarray, y: np.ndarray, size: float) -> np.ndarray:
