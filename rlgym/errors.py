@@ -37,5 +37,9 @@ class ClipError(UserError):
     """A reference motion that is damaged, does not fit the robot, or must not be passed on."""
 
 
+class PeerLostError(UserError, RuntimeError):
+    """A process, or an actor, that trained the same policy and is gone."""
+
+
 class MissingExtraError(UserError, ImportError):
     """An optional package that is not installed; the message names the extra that brings it."""

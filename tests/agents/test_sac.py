@@ -94,7 +94,7 @@ def test_updates_equal_stable_baselines(monkeypatch, temperature, way):
         ours.way = Autograd(ours.policy, ours.actor_optimizer, ours.critic_optimizer)
     theirs = stable_baselines3.SAC(
         "MlpPolicy", World(), policy_kwargs={"net_arch": [16, 16]}, learning_rate=1e-3,
-        ent_coef="auto" if temperature is None else temperature, device="cpu", seed=0,  # Adam makes much of a rounding
+        ent_coef="auto" if temperature is None else temperature, device="cpu", seed=0,
     )  # fmt: skip
     theirs.set_logger(configure(None, []))
     pairs = layers(ours.policy, theirs)
