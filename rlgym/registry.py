@@ -30,6 +30,16 @@ VECTOR_ENTRY_POINTS: dict[str, str | Callable[..., VectorEnv]] = {
     "rlgym/Imitate-v0": "rlgym.envs.imitation.vector_env:make_imitation",
 }
 """Id -> builder of a whole vector env, for worlds that are batches already."""
+TENSOR_WORLDS: dict[str, str | Callable[..., Any]] = {
+    "CartPole-v1": "rlgym.envs.classic:CartPole",
+    "Pendulum-v1": "rlgym.envs.classic:Pendulum",
+    "MountainCar-v0": "rlgym.envs.classic:MountainCar",
+    "MountainCarContinuous-v0": "rlgym.envs.classic:MountainCarContinuous",
+    "Acrobot-v1": "rlgym.envs.classic:Acrobot",
+}
+"""Id -> builder of a `rlgym.vector.tensor_world.TensorWorld`; Gymnasium has each of them too."""
+MANY = 64
+"""Worlds from which on a batch of tensors is stepped sooner than so many Python objects."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,12 @@ def make(world: str | WorldFactory, **kwargs: Any) -> gymnasium.Env:
 
 
 def register(
-    id: str, entry_point: str | Callable[..., Any], *, vector: bool = False, **kwargs: Any
+    id: str,
+    entry_point: str | Callable[..., Any],
+    *,
+    vector: bool = False,
+    tensor: bool = False,
+    **kwargs: Any,
 ) -> None:
     """Add a world of your own.
 
@@ -94,10 +109,14 @@ def register(
             keyword arguments; with num_workers, timeout, max_restarts and crash_dir if it names
             them).
         vector: the entry point builds vector envs.
+        tensor: the entry point builds a `rlgym.vector.tensor_world.TensorWorld`.
         kwargs: passed to `gymnasium.register` (max_episode_steps, kwargs, ...).
     """
     if vector:
         VECTOR_ENTRY_POINTS[id] = entry_point
+    elif tensor:
+        TENSOR_WORLDS[id] = entry_point
+        gymnasium.register(id, entry_point=lambda **given: _one_tensor_world(id, given), **kwargs)
     else:
         gymnasium.register(id, entry_point=entry_point, **kwargs)
 
@@ -157,8 +176,9 @@ def make_vec(
             world.
         num_envs: slots, fixed for life.
         backend: "sync" (this process), "process" (worker processes), "device" (worlds that are
-            tensors), or "auto", which times a few steps, chooses, and says what and why on stderr;
-            no choice where a world is a whole batch already.
+            tensors), or "auto", which chooses, and says what and why on stderr: tensors where the
+            world has them and the device is an accelerator or the worlds are many; else it times a
+            few steps. No choice where a world is a whole batch already.
         device: device of the returned tensors.
         seed: seed of the first reset; slot i gets seed + i.
         output: torch tensors, or numpy copies as Gymnasium's own vector envs give them.
@@ -191,9 +211,16 @@ def make_vec(
         )
     spec = WorldSpec(world, kwargs)
     if backend == "auto":
-        backend, reason = choose_backend(spec, num_envs, num_workers)
+        if suits_tensors(world, kwargs, num_envs, place, num_groups, num_workers):
+            backend, reason = "device", f"{num_envs} worlds as tensors on {place}"
+        else:
+            backend, reason = choose_backend(spec, num_envs, num_workers)
         if verbose:
             print(f"rlgym: backend {backend} for {spec.name}: {reason}", file=sys.stderr)
+    if backend == "device":
+        if num_groups not in (None, 1):
+            raise ConfigError("tensor worlds are one group: leave num_groups out")
+        return _build_tensors(spec, num_envs, **common)
     common |= {"max_restarts": max_restarts, "crash_dir": crash_dir}
     common |= {"info_keys": tuple(info_keys)}
     if backend == "sync":
@@ -207,9 +234,61 @@ def make_vec(
         return ProcessVectorEnv(
             spec, num_envs, num_groups=groups, num_workers=num_workers, timeout=timeout, **common
         )
-    if backend == "device":
-        raise ConfigError(f'{spec.name} is not a tensor world: use backend="sync" or "process"')
     raise ConfigError(f'unknown backend {backend!r}: use "auto", "sync", "process" or "device"')
+
+
+def suits_tensors(
+    world: str | WorldFactory,
+    kwargs: Mapping[str, Any],
+    num_envs: int,
+    device: Any,
+    num_groups: int | None = None,
+    num_workers: int | None = None,
+) -> bool:
+    """Whether "auto" takes a world's tensors: it has them, and they are many or on an accelerator.
+
+    Not where something was asked for that they do not have: an argument, groups, workers.
+    """
+    if not isinstance(world, str) or world not in TENSOR_WORLDS:
+        return False
+    known = inspect.signature(_load(TENSOR_WORLDS[world])).parameters
+    asked = num_groups not in (None, 1) or num_workers is not None
+    wanted = num_envs >= MANY or device.type != "cpu"
+    return wanted and not asked and all(key in known for key in kwargs)
+
+
+def _build_tensors(spec: WorldSpec, num_envs: int, *, device: Any, **common: Any) -> VectorEnv:
+    """Build a batch of tensors; see `TENSOR_WORLDS`."""
+    from rlgym.vector.contract import check_counts
+    from rlgym.vector.device import DeviceVectorEnv
+    from rlgym.vector.tensor_world import WorldBatch
+
+    if not isinstance(spec.world, str) or spec.world not in TENSOR_WORLDS:
+        raise ConfigError(
+            f'{spec.name} is not a tensor world: use backend="sync" or "process"; '
+            f"worlds of tensors: {', '.join(sorted(TENSOR_WORLDS))}"
+        )
+    check_counts(num_envs, 1)
+    batch = WorldBatch(_tensor_world(spec.world, spec.kwargs), num_envs, device, spec.world)
+    return DeviceVectorEnv(batch, **common)
+
+
+def _tensor_world(name: str, kwargs: Mapping[str, Any]) -> Any:
+    builder = _load(TENSOR_WORLDS[name])
+    known = list(inspect.signature(builder).parameters)
+    for key in kwargs:
+        if key not in known:
+            raise ConfigError(
+                f"{name} as tensors takes no argument {key!r}: {suggest(key, known)}, or use "
+                'backend="sync"'
+            )
+    return builder(**kwargs)
+
+
+def _one_tensor_world(name: str, kwargs: Mapping[str, Any]) -> gymnasium.Env:
+    from rlgym.vector.tensor_world import OneWorld
+
+    return OneWorld(_tensor_world(name, kwargs))
 
 
 def _build_batch(

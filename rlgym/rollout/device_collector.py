@@ -244,7 +244,9 @@ class DeviceCollector:
         fine = torch.stack([tensor.isfinite().all() for tensor in watched.values()])
         for (what, tensor), is_fine in zip(watched.items(), fine.tolist(), strict=True):
             if not is_fine:
-                bad = ~tensor.isfinite().flatten(2).all(2) if tensor.ndim > 2 else ~tensor.isfinite()
+                bad = (
+                    ~tensor.isfinite().flatten(2).all(2) if tensor.ndim > 2 else ~tensor.isfinite()
+                )
                 t, slot = (int(i) for i in bad.nonzero()[0])
                 raise WorldError(
                     f"world {self.env.traits.spec_id}, slot {slot}: {what} is not finite in step "

@@ -17,6 +17,7 @@ from rlgym.config import TrainConfig, save_config
 from rlgym.errors import CheckpointError
 from rlgym.registry import WorldFactory
 from rlgym.rollout.collector import CollectStats, HostCollector, set_generator
+from rlgym.rollout.device_collector import DeviceCollector
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training.algorithms import algorithm
 from rlgym.training.console import Mode
@@ -93,7 +94,7 @@ class Run:
             layouts = self.env.obs_layout, self.env.action_layout
             self._algorithm: Any = algorithm(config.algo)
             policy = self._algorithm.policy(*layouts, config.network, int(seeds[0]), network)
-            self.device = choose_device(config, policy, self.env.obs_layout)
+            self.device = choose_device(config, policy, self.env)
             self.policy: Any = policy.to(self.device)
             self.config = config = settle(config, self.env, self.policy)
             self._policy_document = describe(self.env, config, custom=network is not None)
@@ -103,7 +104,7 @@ class Run:
             self._store = None if self.replay is None else ReplayStore(self.replay)
             noise = torch.Generator(self.device).manual_seed(int(seeds[1]))
             self.shuffle = torch.Generator(self.device).manual_seed(int(seeds[2]))
-            self.collector = HostCollector(self.env, self.policy, self.buffer, noise)
+            self.collector: Any = self._make_collector(noise)
             self._threads_before = torch.get_num_threads()
             self.signals = Signals(rescue=self._save_boundary)
             if snapshot is None:
@@ -122,6 +123,12 @@ class Run:
                 self.logger.close()
             self.env.close()
             raise
+
+    def _make_collector(self, noise: torch.Generator) -> HostCollector | DeviceCollector:
+        parts = (self.env, self.policy, self.buffer, noise)
+        if self.env.kind == "device":
+            return DeviceCollector(*parts, guard=self.config.wrappers.nan_guard != "off")
+        return HostCollector(*parts)
 
     def _restore(self, snapshot: Snapshot) -> None:
         self.learner.load_state_dict(snapshot.learner)

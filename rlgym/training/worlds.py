@@ -13,7 +13,7 @@ from torch import nn
 
 from rlgym.config import SACConfig, TrainConfig
 from rlgym.device import resolve
-from rlgym.registry import WorldFactory, make_vec
+from rlgym.registry import WorldFactory, make_vec, suits_tensors
 from rlgym.spaces import Layout
 from rlgym.training.folder import CRASHES, check_world
 from rlgym.vector.contract import VectorEnv
@@ -23,6 +23,8 @@ SMALL_FLOPS = 1e9
 """Floating-point operations of a minibatch (about 15 ms on one core) below which a second thread,
 or an accelerator, costs more than it brings. Waking either takes some 10 us for each of some
 hundred small operations; and where the cores are busy with worlds, each wake-up waits for one."""
+CROWD = 1024
+"""Tensor worlds from which on an accelerator is faster than a core."""
 
 
 def make_worlds(
@@ -33,7 +35,7 @@ def make_worlds(
     evaluation: bool = False,
     verbose: bool = False,
 ) -> VectorEnv:
-    """Make a config's vector env on the CPU, with its wrappers.
+    """Make a config's vector env, with its wrappers: on the CPU, or where worlds are tensors.
 
     Args:
         config: settings.
@@ -57,10 +59,12 @@ def make_worlds(
         )
         num_envs = min(num_envs, config.eval.episodes)
         arguments = {**arguments, **config.eval.env}
+        backend = "auto" if backend == "device" else backend  # scores are of the worlds themselves
     env = make_vec(
         world or config.env_id,
         num_envs,
         backend=backend,
+        device="cpu" if evaluation else worlds_device(config, world),
         seed=config.eval.seed if evaluation else config.seed,
         num_groups=None if evaluation else config.num_groups,
         num_workers=config.num_workers,
@@ -75,6 +79,23 @@ def make_worlds(
     except BaseException:
         env.close()
         raise
+
+
+def worlds_device(config: TrainConfig, world: WorldFactory | None) -> torch.device:
+    """Where the worlds that train live: on the learner's device where they are tensors, or the CPU.
+
+    "auto" leaves fewer than `CROWD` of them on the CPU: an accelerator takes some 10 us for each
+    operation, however small.
+    """
+    cpu = torch.device("cpu")
+    if config.device == "auto" and config.num_envs < CROWD:
+        return cpu
+    place = resolve(config.device)
+    if config.backend == "device":
+        return place
+    asked = (config.num_groups, config.num_workers)
+    suits = suits_tensors(world or config.env_id, config.env, config.num_envs, place, *asked)
+    return place if config.backend == "auto" and suits else cpu
 
 
 def settle(config: TrainConfig, env: VectorEnv, policy: nn.Module) -> TrainConfig:
@@ -96,13 +117,15 @@ def world_seeds(seed: int, num_envs: int) -> list[int]:
     return [int(word >> 1) for word in np.random.SeedSequence([seed, 1]).generate_state(num_envs)]
 
 
-def choose_device(config: TrainConfig, policy: nn.Module, obs_layout: Layout) -> torch.device:
-    """The learner's device. "auto" leaves small networks on the CPU, where they are faster.
+def choose_device(config: TrainConfig, policy: nn.Module, env: VectorEnv) -> torch.device:
+    """The learner's device: that of tensor worlds; "auto" leaves other small networks on the CPU.
 
     An accelerator takes some 10 us for each operation, however small, and each step of host worlds
     waits for it.
     """
-    if config.device == "auto" and _is_small(config, policy, obs_layout):
+    if env.kind == "device":
+        return env.device
+    if config.device == "auto" and _is_small(config, policy, env.obs_layout):
         return torch.device("cpu")
     return resolve(config.device)
 

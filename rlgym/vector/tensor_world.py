@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor
 
-from rlgym.spaces import Tree, map_tree, tree_items
+from rlgym.spaces import Layout, Tree, map_tree, tree_items
 from rlgym.vector.device import TensorStep, same_names
 from rlgym.vector.slot import WorldTraits
 
@@ -183,6 +184,56 @@ class WorldBatch:
 
     def close(self) -> None:
         """Nothing to give back: memory goes with the object."""
+
+
+class OneWorld(gymnasium.Env):
+    """One slot of a tensor world as a `gymnasium.Env`, to be played, evaluated and checked.
+
+    Its random numbers are Gymnasium's, so that its episodes are not those of a batch.
+
+    Args:
+        world: the functions.
+    """
+
+    def __init__(self, world: TensorWorld) -> None:
+        """Take over the spaces."""
+        self.world = world
+        self.observation_space = world.observation_space
+        self.action_space = world.action_space
+        self._obs_layout = Layout(world.observation_space)
+        self._action_layout = Layout(world.action_space)
+        self._state: Any = None
+        self._elapsed = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        super().reset(seed=seed)
+        with torch.no_grad():
+            self._state = self.world.start(self._draw(self.world.start_random))
+        self._elapsed = 0
+        return self._seen(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Take a step; the time limit is the world's own."""
+        row = self._action_layout.alloc(1)
+        self._action_layout.write(action, row, 0)
+        actions = map_tree(torch.from_numpy, row)
+        with torch.no_grad():
+            random = self._draw(self.world.step_random)
+            self._state, reward, terminated = self.world.step(self._state, actions, random)
+        self._elapsed += 1
+        late = self._elapsed >= self.world.max_episode_steps
+        return self._seen(), float(reward), bool(terminated), late, {}
+
+    def _draw(self, count: int) -> Tensor:
+        return torch.from_numpy(self.np_random.random((1, count), np.float32))
+
+    def _seen(self) -> Any:
+        with torch.no_grad():
+            obs = map_tree(lambda tensor: tensor.numpy().copy(), self.world.observe(self._state))
+        return self._obs_layout.read(obs, 0)
 
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, odd: 2^64 over the golden ratio

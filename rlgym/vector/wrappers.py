@@ -399,16 +399,24 @@ def wrap(
         gamma: discount that `normalize_reward` uses.
         dump_dir: folder for the NaN guard's dumps.
     """
+    from rlgym.vector.device_wrappers import DeviceRewardNormalize
     from rlgym.vector.guard import NaNGuard
 
-    if config.nan_guard != "off":
+    if env.kind == "device":
+        if config.nan_guard == "skip":
+            raise ContractError(
+                "nan_guard skip drops single episodes of host worlds: tensor worlds take halt "
+                "(looked at once per rollout) or off"
+            )
+    elif config.nan_guard != "off":
         env = NaNGuard(env, config.nan_guard, dump_dir)
     if config.frame_stack != 1:
         env = FrameStack(env, config.frame_stack)
     if config.reward_scale != 1.0:
         env = RewardScale(env, config.reward_scale)
     if config.normalize_reward:
-        env = RewardNormalize(env, gamma)
+        on_device = env.kind == "device"
+        env = DeviceRewardNormalize(env, gamma) if on_device else RewardNormalize(env, gamma)
     if config.clip_reward is not None:
         env = ClipReward(env, config.clip_reward)
     return env
