@@ -88,7 +88,7 @@ class Slots:
         self._told: set[int] = set()  # slots whose row of this step is complete
         self._deciding = np.zeros(0, np.int64)  # slots that the last message asked for, in order
         self._whole = False  # all of them, in the order of the slots
-        self._known = b""  # ids of the last message; the slots stay while the ids do
+        self._known: bytes | None = None  # ids of the last message: the same ids, the same slots
         self._resetting = False
         self._last = _Choice(spec, count)
 
@@ -102,7 +102,7 @@ class Slots:
         self._fresh[:] = False
         self.owing[:] = self.alive
         self._told.clear()
-        self._deciding, self._known, self._whole = self._deciding[:0], b"", False
+        self._deciding, self._known, self._whole = self._deciding[:0], None, False
         self._last.clear()
 
     def end_reset(self) -> None:
@@ -123,7 +123,7 @@ class Slots:
         self._freed = deque(range(self.count))
         self._group[:] = 0
         self.ids[:] = -1
-        self._deciding, self._known, self._whole = self._deciding[:0], b"", False
+        self._deciding, self._known, self._whole = self._deciding[:0], None, False
 
     def _mark_lost(self, slots: np.ndarray) -> None:
         """End these slots' episodes where their last observation was."""
@@ -189,7 +189,7 @@ class Slots:
         ended = np.flatnonzero(batch.done)
         for row in ended.tolist():
             self._end(batch, row)
-        self._known = b""
+        self._known = None
         self._ask(batch, np.flatnonzero(~batch.done))
 
     def pass_round(self) -> None:
@@ -353,7 +353,7 @@ class Slots:
         self.ids[slot] = -1
         self.alive[slot] = False
         self._silence[slot] = 0
-        self._known = b""
+        self._known = None
 
 
 @dataclass(frozen=True)
