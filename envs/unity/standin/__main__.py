@@ -27,10 +27,6 @@ MOMENTS = ("start", "handshake", "reset")
 DESCRIPTION = "A player that speaks Unity ML-Agents' protocol and needs no Unity."
 
 
-class Quit(Exception):
-    """Python said that it is over, or is gone."""
-
-
 class Faults:
     """What goes wrong, and when.
 
@@ -39,12 +35,12 @@ class Faults:
             number of the message, counted from 1. `deaf` means to stay when told to quit.
     """
 
-    def __init__(self, texts: list[str]) -> None:
+    def __init__(self, texts: tuple[str, ...]) -> None:
         self.planned: dict[str, list[str]] = {}
         for text in texts:
             kind, _, moment = text.partition("@")
             if kind not in FAULTS or not (moment in MOMENTS or moment.isdigit() or kind == "deaf"):
-                raise argparse.ArgumentTypeError(
+                raise ValueError(
                     f"fault '{text}': write KIND@MOMENT, KIND one of {', '.join(FAULTS)}, "
                     f"MOMENT one of {', '.join(MOMENTS)} or a number"
                 )
@@ -82,11 +78,7 @@ class Player:
         self._call = connect(arguments.mlagents_port)
 
     def run(self) -> None:
-        """Play until Python says to stop.
-
-        Raises:
-            Quit: when it did, or when it is gone.
-        """
+        """Play until Python says to stop or is gone, which exits with status 0."""
         self.faults.at("start", self.log)
         first, seed, areas = self._shake_hands()
         rng = np.random.default_rng(seed)
@@ -138,7 +130,7 @@ class Player:
         mine, theirs = self.arguments.protocol, answer.communication_version
         if mine.split(".")[0] != theirs.split(".")[0]:
             print(f"Protocol {theirs} does not go with {mine}", file=self.log, flush=True)
-            raise Quit
+            raise SystemExit(0)
         empty = message("UnityMessageProto")()
         empty.header.status = 200
         first = self._send(empty).unity_input.rl_input
@@ -197,7 +189,7 @@ class Player:
             data = self._call(data)
         except grpc.RpcError as error:
             print(f"Python is gone: {error}", file=self.log, flush=True)
-            raise Quit from error
+            raise SystemExit(0) from error
         reply = message("UnityMessageProto").FromString(data)
         if reply.header.status != 200:
             self._stop()
@@ -209,7 +201,7 @@ class Player:
         if "deaf" in self.faults.planned.get("quit", ()):
             while True:
                 time.sleep(3600)
-        raise Quit
+        raise SystemExit(0)
 
     def _pause(self) -> None:
         """Take as long as the scene is said to take; `--realtime` obeys the time scale."""
@@ -245,7 +237,7 @@ class Player:
             try:
                 reply = self._call(data)
             except grpc.RpcError as error:
-                raise Quit from error
+                raise SystemExit(0) from error
             if len(reply) < 1024:  # what has no actions for all may be a command
                 parsed = message("UnityMessageProto").FromString(reply)
                 if parsed.header.status != 200 or parsed.unity_input.rl_input.command == QUIT:
@@ -287,14 +279,18 @@ def parser() -> argparse.ArgumentParser:
     add("--realtime", action="store_true", help="take 20 ms a frame over the time scale")
     add("--replay", type=int, nargs="?", const=8, default=0, help="resend N recorded messages")
     add("--protocol", default="1.5.0", help="communication version to report")
-    add("--without", nargs="*", default=[], help="capabilities to deny")
-    add("--fault", action="append", default=[], metavar="KIND@MOMENT", help=", ".join(FAULTS))
+    add("--without", type=_words, default=(), help="capabilities to deny, A,B")
+    add("--fault", type=_words, default=(), metavar="KIND@MOMENT,...", help=", ".join(FAULTS))
     add("--with-child", action="store_true", help="start a process of its own that stays")
     return made
 
 
 def _integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -308,8 +304,6 @@ def main(argv: list[str] | None = None) -> int:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     try:
         Player(arguments, log).run()
-    except Quit:
-        return 0
     except Exception as error:
         print(f"{type(error).__name__}: {error}", file=log, flush=True)
         return 1

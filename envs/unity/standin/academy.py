@@ -81,8 +81,9 @@ class Academy:
         """Begin a new episode for every agent, under the id that it has."""
         self.frame = 0
         for crowd in self.crowds:
-            if self.total_frames >= self.coming.late_frame:
-                crowd.present[:] = True
+            crowd.present[:] = True
+            if self.total_frames < self.coming.late_frame:
+                crowd.present[self._late(crowd)] = False
             crowd.age[:] = 0
             crowd.population.reset(np.arange(crowd.population.num_agents))
             for array in (crowd.reward, crowd.group_reward, crowd.continuous, crowd.discrete):
@@ -90,9 +91,12 @@ class Academy:
 
     def ask(self) -> bool:
         """Begin a frame: those whose turn it is ask. Returns whether there is anything to say."""
-        if self.total_frames == self.coming.late_frame:
+        if self.total_frames == self.coming.late_frame and self.coming.late:
             for crowd in self.crowds:
-                crowd.present[:] = True
+                rows = self._late(crowd)
+                crowd.present[rows] = True
+                crowd.age[rows] = 0
+                crowd.population.reset(rows)
         for crowd in self.crowds:
             population = crowd.population
             if population.period:
@@ -212,18 +216,20 @@ class Academy:
 
     def _gather(self, population: Population) -> Crowd:
         n = population.num_agents
-        present = np.ones(n, bool)
-        present[n - min(self.coming.late, n) :] = False
         return Crowd(
             population,
             ids=np.array([self._new_id() for _ in range(n)], np.int64),
             age=np.zeros(n, np.int64),
-            present=present,
+            present=np.ones(n, bool),
             reward=np.zeros(n, np.float32),
             group_reward=np.zeros(n, np.float32),
             continuous=np.zeros((n, population.continuous), np.float32),
             discrete=np.zeros((n, len(population.branches)), np.int32),
         )
+
+    def _late(self, crowd: Crowd) -> np.ndarray:
+        """Rows of the agents that are missing at first."""
+        return np.arange(crowd.population.num_agents)[::-1][: self.coming.late]
 
     def _new_id(self) -> int:
         self._next_id += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from rlgym.envs.unity.standin.agents import Population, Sensor
+from rlgym.envs.unity.standin.channels import Channels
 
 FRAME = 0.02
 """Seconds of a FixedUpdate."""
@@ -35,58 +36,66 @@ class Balls(Population):
     max_frames = 5000
     adds_rewards = False
 
+    def __init__(self, num_agents: int, channels: Channels, rng: np.random.Generator) -> None:
+        """All arrays have the axes first: a frame is then some forty operations on rows."""
+        super().__init__(num_agents, channels, rng)
+        self.tilt = np.zeros((2, num_agents))  # about x, about z, rad
+        self.position = np.zeros((3, num_agents))
+        self.velocity = np.zeros((3, num_agents))
+        self.radius = np.zeros(num_agents)
+        self.fall = np.zeros(num_agents)  # what gravity adds to the speed in a frame, m/s
+
     def reset(self, rows: np.ndarray) -> None:
         """Tilt the plate by up to ten degrees and drop the ball at most 1.5 off its middle."""
-        if not hasattr(self, "tilt"):
-            self.tilt = np.zeros((self.num_agents, 2))  # about x, about z
-            self.position = np.zeros((self.num_agents, 3))
-            self.velocity = np.zeros((self.num_agents, 3))
-            self.radius = np.full(self.num_agents, 0.5)
-            self.fall = np.zeros(self.num_agents)
         k = len(rows)
-        self.tilt[rows] = np.deg2rad(self.rng.uniform(-10, 10, (k, 2)))
-        self.position[rows] = self.rng.uniform(-1.5, 1.5, (k, 3)) * (1, 0, 1) + (0, 4, 0)
-        self.velocity[rows] = 0
+        self.tilt[:, rows] = np.deg2rad(self.rng.uniform(-10, 10, (2, k)))
+        x, z = self.rng.uniform(-1.5, 1.5, (2, k))
+        self.position[:, rows] = x, np.full(k, 4.0), z
+        self.velocity[:, rows] = 0
         for row in rows:
             self.radius[row] = self.channels.parameter("scale", 1.0) / 2
             self.fall[row] = self.channels.parameter("gravity", 9.81) * FRAME
 
     def act(self, continuous: np.ndarray, discrete: np.ndarray) -> None:
         """Turn the plates, let the balls fall or roll, and see which have fallen off."""
-        turn = np.clip(continuous[:, ::-1].astype(np.float64), -1, 1) * TURN
-        self.tilt = np.clip(self.tilt + turn, -LIMIT, LIMIT)
+        turn = np.minimum(np.maximum(continuous.T[::-1], -1), 1) * TURN
+        self.tilt = np.minimum(np.maximum(self.tilt + turn, -LIMIT), LIMIT)
         self._roll()
-        place = np.abs(self.position)
-        fallen = (self.position[:, 1] < -2) | (place[:, 0] > 3) | (place[:, 2] > 3)
-        self.done[:] = fallen
-        self.reward[:] = np.where(fallen, -1.0, 0.1)
-        self.channels.count("3DBall/Falls", int(fallen.sum()))
+        x, y, z = self.position
+        self.done[:] = (y < -2) | (np.abs(x) > 3) | (np.abs(z) > 3)
+        self.reward[:] = np.where(self.done, -1.0, 0.1)
+        self.channels.count("3DBall/Falls", int(np.count_nonzero(self.done)))
 
     def observe(self, rows: np.ndarray) -> list[np.ndarray]:
         """Rotation's z and x (quaternion), the ball's offset (m) and velocity (m/s), (k, 8)."""
-        sine, cosine = np.sin(self.tilt[rows] / 2), np.cos(self.tilt[rows] / 2)
-        rotation = np.stack([cosine[:, 0] * sine[:, 1], sine[:, 0] * cosine[:, 1]], 1)
-        parts = [rotation, self.position[rows], self.velocity[rows]]
-        return [np.concatenate(parts, 1).astype(np.float32)]
+        (sx, sz), (cx, cz) = np.sin(self.tilt[:, rows] / 2), np.cos(self.tilt[:, rows] / 2)
+        obs = np.empty((len(rows), 8), np.float32)
+        obs[:, 0], obs[:, 1] = cx * sz, sx * cz
+        obs[:, 2:5], obs[:, 5:] = self.position[:, rows].T, self.velocity[:, rows].T
+        return [obs]
 
     def _roll(self) -> None:
-        """One frame of the balls; `fall` is what gravity adds to the speed, m/s."""
-        (sx, sz), (cx, cz) = np.sin(self.tilt).T, np.cos(self.tilt).T
-        up = np.stack([-sz, cz * cx, cz * sx], 1)  # the plate's own axes, in the world's
-        right = np.stack([cz, sz * cx, sz * sx], 1)
-        ahead = np.stack([np.zeros_like(sx), -sx, cx], 1)
-        self.velocity[:, 1] -= self.fall
-        self.position += self.velocity * FRAME
-        gap = (self.position * up).sum(1) - HALF - self.radius
-        over = np.abs((self.position * right).sum(1)) < HALF
-        over &= np.abs((self.position * ahead).sum(1)) < HALF
-        touching = (over & (gap <= 0) & (gap > -HALF))[:, None]
-        self.position -= np.where(touching, gap[:, None] * up, 0)
+        """One frame of the balls."""
+        (sx, sz), (cx, cz) = np.sin(self.tilt), np.cos(self.tilt)
+        v = self.velocity
+        v[1] -= self.fall
+        self.position += v * FRAME
+        x, y, z = self.position
+        up = (-sz, cz * cx, cz * sx)  # of the plate, in the world's axes
+        gap = x * up[0] + y * up[1] + z * up[2] - HALF - self.radius
+        right, ahead = x * cz + sz * (y * cx + z * sx), z * cx - y * sx
+        touching = (gap <= 0) & (gap > -HALF) & (np.abs(right) < HALF) & (np.abs(ahead) < HALF)
+        if not touching.any():
+            return
+        gap = gap * touching
         # a solid ball that rolls takes 5/7 of the pull along the plate: 2/7 goes into its spin
-        along = self.fall[:, None] * (up[:, 1:2] * up - (0, 1, 0))
-        self.velocity -= np.where(touching, 2 / 7 * along, 0)
-        into = np.minimum((self.velocity * up).sum(1, keepdims=True), 0)
-        self.velocity -= np.where(touching, into * up, 0)
+        spin = 2 / 7 * self.fall * touching
+        v[1] += spin
+        spin *= up[1]
+        into = np.minimum(v[0] * up[0] + v[1] * up[1] + v[2] * up[2] - spin, 0) * touching
+        for axis in range(3):
+            self.position[axis] -= gap * up[axis]
+            v[axis] -= (spin + into) * up[axis]
 
 
 class StaggeredBalls(Balls):
