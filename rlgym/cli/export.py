@@ -28,8 +28,8 @@ class Options:
     run: Positional[str]
     """The run's folder."""
     to: str = ""
-    """Formats beside numpy and onnx, separated by commas: pt2, c, c-int8, tflite, tflite-int8,
-    tflite-full-int8."""
+    """Formats beside numpy and onnx, separated by commas: pt2, unity, c, c-int8, tflite,
+    tflite-int8, tflite-full-int8."""
     out: str | None = None
     """Bundle to write; ending in / it is a folder, else a zip. By default in the run's folder."""
     which: Literal["best", "last"] = "best"

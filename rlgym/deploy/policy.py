@@ -167,7 +167,11 @@ def error_of(
     The range of an action without bounds is that of what was recorded, at least 1. A discrete
     action that differs counts as 1; NaN counts as infinite.
     """
-    told = to_world(graph, outputs)
+    return action_error(graph, to_world(graph, outputs), world)
+
+
+def action_error(graph: Graph, told: Any, world: Mapping[str, np.ndarray]) -> float:
+    """Largest difference between what the world is told and actions, as `error_of` measures it."""
     worst = 0.0
     for action in graph.actions:
         own = told[action.key] if isinstance(told, dict) else told

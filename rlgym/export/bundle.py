@@ -25,7 +25,7 @@ import numpy as np
 from rlgym.deploy.bundle import FORMAT, MANIFEST, VERSION
 from rlgym.deploy.graph import Graph
 from rlgym.deploy.graph_file import dump_graph, load_graph
-from rlgym.deploy.policy import GOLDEN, GRAPH, MOTION, ONNX, error_of
+from rlgym.deploy.policy import GOLDEN, GRAPH, MOTION, ONNX, action_error, error_of
 from rlgym.deploy.reference import run
 from rlgym.errors import UserError
 from rlgym.export.c99 import pack_actions, pack_inputs, write_c99
@@ -37,6 +37,7 @@ INT8_TOLERANCE = 5e-3
 TEST_PAIRS = 32
 """Golden pairs inside the C test program."""
 SUFFIX = ".rlpolicy"
+UNITY = "extras/unity/policy.onnx"
 DATE = (1980, 1, 1, 0, 0, 0)
 """Of every member of a zip: the same policy gives the same bytes."""
 
@@ -310,10 +311,20 @@ def _pt2(graph: Graph, golden: Golden, _: Mapping[str, Any]) -> Artefact:
     return Artefact("pt2", {"extras/policy.pt2": data}, error, TOLERANCE, where)
 
 
+def _unity(graph: Graph, golden: Golden, description: Mapping[str, Any]) -> Artefact:
+    from rlgym.export.unity import OPSET, run_unity, to_unity
+
+    data = to_unity(graph, OPSET, metadata(description)).SerializeToString()
+    error = action_error(graph, run_unity(data, graph, golden.inputs), golden.world)
+    where = f"{here()}, onnxruntime {version('onnxruntime')}, not in Unity"
+    return Artefact("unity", {UNITY: data}, error, TOLERANCE, where, {"opset": OPSET})
+
+
 FORMATS: dict[str, tuple[Callable[..., Artefact], str]] = {
     "numpy": (_numpy, "the graph as arrays, for a robot with numpy alone (always there)"),
     "onnx": (_onnx, "ONNX, opset 18 and an opset 15 twin (always there)"),
     "pt2": (_pt2, "torch.export program, for torch and its compilers"),
+    "unity": (_unity, "ONNX for a Behavior of Unity's ML-Agents package"),
     "c": (_c, "C99 source with a test program, no dependencies"),
     "c-int8": (_c_int8, "the same with weights in bytes, a quarter of the size"),
     "tflite": (

@@ -26,7 +26,7 @@ OPSETS = (15, 18)
 IR_VERSION = {9: 4, 10: 5, 11: 6, 12: 7, 13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8}
 """Opsets that can be written, and the version of the file format: the oldest that knows the opset,
 for readers that are old too."""
-TYPES = {
+_TYPES = {
     "float32": TensorProto.FLOAT,
     "uint8": TensorProto.UINT8,
     "int8": TensorProto.INT8,
@@ -47,7 +47,9 @@ def to_onnx(graph: Graph, opset: int = 18, metadata: Mapping[str, Any] | None = 
     writer = Writer(opset)
     for op in graph.ops:
         writer.write(op)
-    inputs, outputs = ([_value(port) for port in ports] for ports in (graph.inputs, graph.outputs))
+    inputs, outputs = (
+        [describe(port) for port in ports] for ports in (graph.inputs, graph.outputs)
+    )
     return writer.model(inputs, outputs, metadata)
 
 
@@ -58,8 +60,10 @@ def write_onnx(
     Path(path).write_bytes(to_onnx(graph, opset, metadata).SerializeToString())
 
 
-def _value(port: g.Port) -> Any:
-    return helper.make_tensor_value_info(port.name, TYPES[port.dtype], ["batch", *port.shape])
+def describe(port: g.Port, batch: bool = True) -> Any:
+    """ONNX's description of an input or output; without `batch` it has no batch axis."""
+    shape = ["batch", *port.shape] if batch else list(port.shape)
+    return helper.make_tensor_value_info(port.name, _TYPES[port.dtype], shape)
 
 
 class Writer:
@@ -91,9 +95,12 @@ class Writer:
 
     def constant(self, op: Op, name: str, array: Any, dtype: Any = np.float32) -> str:
         """Add an array under a name of its operation."""
-        full = f"{op.output}.{name}"
-        self.constants.append(numpy_helper.from_array(np.asarray(array, dtype), full))
-        return full
+        return self.array(f"{op.output}.{name}", np.asarray(array, dtype))
+
+    def array(self, name: str, array: np.ndarray) -> str:
+        """Add an array under a name of its own."""
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
 
     def node(self, kind: str, op: Op, step: str, *inputs: str, **attributes: Any) -> str:
         """Add a node; `step` names what it gives, and "" is the operation's own output."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from rlgym.deploy.bundle import Bundle
 from rlgym.deploy.errors import DeployError
-from rlgym.deploy.policy import Policy, error_of, golden_pairs, load_onnx, run_onnx
+from rlgym.deploy.onnx_check import check_onnx
+from rlgym.deploy.policy import Policy, action_error, error_of, golden_pairs, load_onnx, run_onnx
 from rlgym.errors import MissingExtraError, UserError
 from rlgym.export.bundle import compile_and_run
 from rlgym.export.golden import TOLERANCE
@@ -66,7 +67,10 @@ class Case:
 
     def compare(self, name: str, outputs: Arrays, tolerance: float, where: str = "") -> Check:
         """Hold outputs against the trainer's actions."""
-        error = error_of(self.policy.graph, outputs, self.world)
+        return self.judge(name, error_of(self.policy.graph, outputs, self.world), tolerance, where)
+
+    def judge(self, name: str, error: float, tolerance: float, where: str = "") -> Check:
+        """Say whether an error is one that is allowed."""
         pairs = len(next(iter(self.inputs.values())))
         text = f"{pairs} golden pairs, largest error {error:.1e} of the range{where}"
         if not error <= tolerance:
@@ -119,6 +123,24 @@ def _check_onnx(case: Case, artefact: dict[str, Any]) -> Check:
     if not found:
         return Check("onnx", "it names no files", False)
     return max(found, key=lambda check: check.error or 0.0)
+
+
+def _check_unity(case: Case, artefact: dict[str, Any]) -> Check:
+    """In onnxruntime, with what Unity would feed."""
+    if not artefact["files"]:
+        return Check("unity", "it names no files", False)
+    graph, data = case.policy.graph, case.bundle.read(artefact["files"][0])
+    check_onnx(data, artefact["files"][0])
+    try:
+        from rlgym.export.unity import run_unity
+
+        told = run_unity(data, graph, case.inputs)
+    except (MissingExtraError, ModuleNotFoundError):
+        text = 'not run: pip install "rlgym-lab[export]"'
+        return Check("unity", text, True, skipped=True)
+    except UserError as fault:
+        return Check("unity", str(fault), False)
+    return case.judge("unity", action_error(graph, told, case.world), TOLERANCE, ", not in Unity")
 
 
 def _check_c(case: Case, artefact: dict[str, Any]) -> Check:
@@ -178,6 +200,7 @@ def _check_tflite(case: Case, artefact: dict[str, Any]) -> Check:
 
 CHECKS: dict[str, tuple[Callable[[Case, dict[str, Any]], Check], bool]] = {
     "onnx": (_check_onnx, False),
+    "unity": (_check_unity, False),
     "c": (_check_c, True),
     "c-int8": (_check_c, True),
     "pt2": (_check_pt2, True),
