@@ -33,6 +33,7 @@ def learn(run: Run) -> None:
         progress = min(state.env_steps / config.total_steps, 1.0)  # schedules count env steps
         with run.signals.interruptible():
             stats = run.collector.collect()
+        stats = run.gather(stats)
         state.count(stats)
         run.call_hooks("on_rollout", run.buffer)
 

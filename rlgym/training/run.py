@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rlgym.errors import UserError
 from rlgym.registry import WorldFactory, require_trust
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training.console import Mode
+from rlgym.training.distributed import joined
 from rlgym.training.folder import check_world, choose_folder, world_name
 from rlgym.training.loaded import LoadedPolicy, load_policy
 from rlgym.training.run_lock import locked
@@ -74,10 +76,13 @@ def train(
     if isinstance(world, TrainConfig) and not trust and "env_id" not in settings:
         require_trust(world.env_id, "this config")
     config = _config(world, preset, settings)
-    folder = choose_folder(run_dir, config, overwrite)
-    with locked(folder):
-        choose_folder(folder, config, overwrite)  # another run may have ended there meanwhile
-        return Run(config, folder, factory, network, hooks, console).go()
+    with joined() as group:
+        folder = choose_folder(run_dir, config, overwrite) if group.leads else Path()
+        folder = Path(group.exchange(str(folder))[0])
+        with locked(folder) if group.leads else nullcontext():
+            if group.leads:  # another run may have ended there meanwhile
+                choose_folder(folder, config, overwrite)
+            return Run(config, folder, factory, network, hooks, console, group=group).go()
 
 
 def resume(
@@ -120,7 +125,7 @@ def resume(
     check_world(config, world)
     if world is None and not trust and "env_id" not in settings:
         require_trust(config.env_id, folder)
-    with locked(folder):
+    with joined() as group, locked(folder) if group.leads else nullcontext():
         saved = checkpoints.newest(folder)
         if saved is None:
             raise UserError(f"{folder} has no checkpoint yet: start it again with --overwrite")
@@ -131,7 +136,7 @@ def resume(
                 f"{folder} is at its end, {state.env_steps} steps: give more than that as "
                 "--total-steps"
             )
-        run = Run(config, folder, world, network, hooks, console, snapshot)
+        run = Run(config, folder, world, network, hooks, console, snapshot, group)
         return run.go()
 
 

@@ -21,6 +21,7 @@ from rlgym.rollout.device_collector import DeviceCollector
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training.algorithms import algorithm
 from rlgym.training.console import Mode
+from rlgym.training.distributed import Group, Silent, own_folder
 from rlgym.training.evaluation import EvalResult, evaluate
 from rlgym.training.folder import EVALUATIONS, cut_lines, open_folder
 from rlgym.training.loaded import describe
@@ -71,9 +72,11 @@ class Run:
         hooks: Any = None,
         console: Mode = "auto",
         snapshot: Snapshot | None = None,
+        group: Group | None = None,
     ) -> None:
         """Build the parts; from a snapshot, each continues where it stood."""
         self.config = config
+        self.group = group = group or Group()
         self.run_dir = run_dir
         self.state = RunState() if snapshot is None else RunState.from_document(snapshot.state)
         self.stopped = ""
@@ -88,34 +91,41 @@ class Run:
         self._marked_learner: dict[str, torch.Tensor] | None = None
         self._health_before = dict(self.state.health)
         self._session = (self.state.env_steps, self.state.seconds, time.perf_counter())
+        self._wish, self._others_health = "", []
+        group.take_device(config.device)
         seeds = np.random.SeedSequence(config.seed).generate_state(3)
-        self.env = make_worlds(config, world, run_dir, verbose=console != "off")
+        folder = own_folder(run_dir, group)
+        self.env = make_worlds(
+            config,
+            world,
+            folder,
+            verbose=console != "off" and group.leads,
+            processes=group.local_size,
+        )
         try:
             layouts = self.env.obs_layout, self.env.action_layout
             self._algorithm: Any = algorithm(config.algo)
             policy = self._algorithm.policy(*layouts, config.network, int(seeds[0]), network)
             self.device = choose_device(config, policy, self.env)
+            group.use_device(self.device)
             self.policy: Any = policy.to(self.device)
-            self.config = config = settle(config, self.env, self.policy)
+            self.config = config = settle(config, self.env, self.policy, group.local_size)
             self._policy_document = describe(self.env, config, custom=network is not None)
             self.learner = self._algorithm.learner(self.policy, config.total_steps, self._hooks)
+            group.check_alike(self.env.num_envs, config.algo)
+            group.connect(self.learner)
             self.buffer = self._algorithm.buffer(self.env, self.policy, self.device)
             self.replay = self._algorithm.replay(self.env, self.device, config, world)
             self._store = None if self.replay is None else ReplayStore(self.replay)
-            noise = torch.Generator(self.device).manual_seed(int(seeds[1]))
-            self.shuffle = torch.Generator(self.device).manual_seed(int(seeds[2]))
+            noise = torch.Generator(self.device).manual_seed(int(seeds[1]) + group.rank)
+            self.shuffle = torch.Generator(self.device).manual_seed(int(seeds[2]) + group.rank)
             self.collector: Any = self._make_collector(noise)
             self._threads_before = torch.get_num_threads()
             self.signals = Signals(rescue=self._save_boundary)
-            if snapshot is None:
-                open_folder(run_dir, config)
-            else:
-                save_config(config, run_dir / "config.yaml")
-            self.logger = Logger(run_dir, config.total_steps, console)
+            self.logger: Logger | Silent = self._make_logger(console, new=snapshot is None)
             if snapshot is None:
                 self._algorithm.prepare(self)
-                seeds = world_seeds(config.seed, self.env.num_envs)
-                self.collector.start(*self.env.reset(seed=seeds))
+                self.collector.start(*self.env.reset(seed=self._world_seeds(config.seed)))
             else:
                 self._restore(snapshot)
         except BaseException:
@@ -130,23 +140,43 @@ class Run:
             return DeviceCollector(*parts, guard=self.config.wrappers.nan_guard != "off")
         return HostCollector(*parts)
 
+    def _make_logger(self, console: Mode, new: bool) -> Logger | Silent:
+        """Open the run's folder and its files, where this process is the one that writes."""
+        if not self.group.leads:
+            return Silent()
+        if new:
+            open_folder(self.run_dir, self.config)
+        else:
+            save_config(self.config, self.run_dir / "config.yaml")
+        return Logger(self.run_dir, self.config.total_steps, console)
+
+    def _world_seeds(self, seed: int) -> list[int]:
+        """Seeds of this process's slots among those of the whole group."""
+        N, group = self.env.num_envs, self.group
+        return world_seeds(seed, N * group.size)[group.rank * N : (group.rank + 1) * N]
+
     def _restore(self, snapshot: Snapshot) -> None:
         self.learner.load_state_dict(snapshot.learner)
         if self._store is not None and snapshot.source is not None:
             self._store.restore(snapshot.source)
-        set_generator(self.shuffle, snapshot.shuffle)
         self.logger.resume(self.state.env_steps)
-        cut_lines(self.run_dir / EVALUATIONS, self.state.env_steps)
-        if snapshot.worlds:
+        if self.group.leads:
+            set_generator(self.shuffle, snapshot.shuffle)
+            cut_lines(self.run_dir / EVALUATIONS, self.state.env_steps)
+        if snapshot.worlds and self.group.leads:
             obs, info = self.env.restore(snapshot.worlds)
             replayed = info["replayed"]
         else:
             seed = self.config.seed + self.state.env_steps
-            obs, info = self.env.reset(seed=world_seeds(seed, self.env.num_envs))
+            obs, info = self.env.reset(seed=self._world_seeds(seed))
             replayed = torch.zeros(self.env.num_envs, dtype=torch.bool)
             self.env.health["unreplayed"] += self.env.num_envs
         self.collector.start(obs, info)
-        self.collector.load_state(snapshot.collector, replayed)
+        if self.group.leads:  # what was saved is rank 0's
+            self.collector.load_state(snapshot.collector, replayed)
+        else:
+            for generator in (self.shuffle, self.collector.generator):
+                generator.manual_seed(generator.initial_seed() + self.state.env_steps)
         missing = int((~torch.as_tensor(replayed)).sum())
         if missing:
             self.logger.note(
@@ -205,21 +235,42 @@ class Run:
         return self._marked_learner is not None
 
     def stop_if(self, asked: bool) -> None:
-        """End the run at the next boundary when a hook asked for it."""
-        if asked:
+        """End the run at the next boundary when a hook asked for it; a group has to agree first."""
+        if asked and self.group.size > 1:
+            self._wish = "a hook asked for the end"
+        elif asked:
             self.stopped = "a hook asked for the end"
+
+    def gather(self, stats: CollectStats) -> CollectStats:
+        """Make a rollout's statistics those of all processes, and agree whether to go on."""
+        if self.group.size == 1:
+            return stats
+        limit = self.config.time_limit
+        if self.group.leads and limit is not None and self.state.seconds >= limit:
+            self._wish = f"the time limit of {limit} s is reached"
+        told = {"stats": vars(stats), "wish": self._wish, "health": self.env.health}
+        answers = self.group.exchange(told)
+        self.stopped = next(filter(None, (answer["wish"] for answer in answers)), "")
+        mine = self.group.rank
+        self._others_health = [a["health"] for rank, a in enumerate(answers) if rank != mine]
+        self.group.pool_rewards(self.env)
+        return self.group.merged([answer["stats"] for answer in answers])
 
     def find_reason_to_stop(self) -> bool:
         """Say in `stopped` whether a limit is reached."""
         config, state = self.config, self.state
         if state.env_steps >= config.total_steps:
             self.stopped = f"all {config.total_steps} steps are done"
+        elif self.group.size > 1:  # the clocks differ: `gather` has asked them
+            pass
         elif config.time_limit is not None and state.seconds >= config.time_limit:
             self.stopped = f"the time limit of {config.time_limit} s is reached"
         return bool(self.stopped)
 
     def finish(self) -> None:
         """Evaluate and save the end of the run."""
+        if not self.group.leads:
+            return
         if self.state.evaluated_at < self.state.env_steps:
             self.evaluate()
         if self.state.saved_at < self.state.env_steps:
@@ -236,6 +287,9 @@ class Run:
     # ------------------------------------------------------------------ log
     def log(self, stats: CollectStats, metrics: Mapping[str, Any], learn_seconds: float) -> None:
         """Write the scalars of an iteration, or of several, and show them to the hooks."""
+        metrics = self.group.average(metrics)
+        if not self.group.leads:
+            return
         state = self.state
         begin, seconds, _ = self._session
         here = max(state.seconds - seconds, 1e-9)
@@ -260,6 +314,7 @@ class Run:
             "perf/learn": learn_seconds,
             "perf/steps_per_second": stats.env_steps / (stats.seconds + learn_seconds),
         }
+        scalars |= self.env.unwrapped.scalars()  # type: ignore[attr-defined]
         scalars |= {f"health/{name}": count for name, count in self.health.items()}
         scalars = self.logger.write(scalars, state.env_steps)
         self.stop_if(self.call_hooks("on_update", scalars))
@@ -267,12 +322,15 @@ class Run:
     @property
     def health(self) -> dict[str, int]:
         """Counts of what went wrong and was survived, since the run began."""
-        return {n: count + self._health_before.get(n, 0) for n, count in self.env.health.items()}
+        counts = (self._health_before, *self._others_health)
+        return {n: c + sum(h.get(n, 0) for h in counts) for n, c in self.env.health.items()}
 
     # ------------------------------------------------------------------ evaluate
     def evaluation_due(self) -> bool:
         """Whether `eval.every` steps have passed."""
-        return _passed(self.config.eval.every, self.state.evaluated_at, self.state.env_steps)
+        return self.group.leads and _passed(
+            self.config.eval.every, self.state.evaluated_at, self.state.env_steps
+        )
 
     def evaluate(self) -> EvalResult:
         """Score the policy on worlds of its own; keep it when it is the best so far."""
@@ -320,6 +378,8 @@ class Run:
     # ------------------------------------------------------------------ save
     def save_due(self) -> bool:
         """Whether `checkpoint.every` steps have passed, or saving would soon take long."""
+        if not self.group.leads:
+            return False
         now, before = self.state.env_steps, self.state.saved_at
         if _passed(self.config.checkpoint.every, before, now):
             return True
@@ -341,7 +401,7 @@ class Run:
         """Save the last boundary from wherever the run stands now, if it can still be described."""
         marked = self._marked_state
         with self._saving:
-            if marked is None or marked["env_steps"] == self._saved_step:
+            if marked is None or marked["env_steps"] == self._saved_step or not self.group.leads:
                 return
             learned = (self.state.updates, self.state.owed) != (marked["updates"], marked["owed"])
             stepped = self.state.env_steps != marked["env_steps"]

@@ -13,7 +13,7 @@ from torch import nn
 
 from rlgym.config import SACConfig, TrainConfig
 from rlgym.device import resolve
-from rlgym.registry import WorldFactory, make_vec, suits_tensors
+from rlgym.registry import WorldFactory, is_scene, make_vec, suits_tensors
 from rlgym.spaces import Layout
 from rlgym.training.folder import CRASHES, check_world
 from rlgym.vector.contract import VectorEnv
@@ -34,6 +34,7 @@ def make_worlds(
     *,
     evaluation: bool = False,
     verbose: bool = False,
+    processes: int = 1,
 ) -> VectorEnv:
     """Make a config's vector env, with its wrappers: on the CPU, or where worlds are tensors.
 
@@ -44,22 +45,26 @@ def make_worlds(
         evaluation: at most `eval.episodes` worlds with the arguments of `eval.env`, and rewards as
             the worlds give them.
         verbose: print the backend that was chosen.
+        processes: that train on this machine together, and share its cores.
 
     Raises:
         UserError: the worlds cannot be made.
     """
     check_world(config, world)
     wrappers = config.wrappers
-    num_envs, backend, arguments = config.num_envs, config.backend, config.env
+    num_envs: int | None = config.num_envs
+    backend, arguments = config.backend, config.env
     if isinstance(config.algo, SACConfig) and config.algo.overlap and backend == "auto":
         backend = "process"  # worlds in this process would step when they are waited for
     if evaluation:
         wrappers = dataclasses.replace(
             wrappers, reward_scale=1.0, normalize_reward=False, clip_reward=None
         )
-        num_envs = min(num_envs, config.eval.episodes)
+        num_envs = min(config.num_envs, config.eval.episodes)
         arguments = {**arguments, **config.eval.env}
         backend = "auto" if backend == "device" else backend  # scores are of the worlds themselves
+    if world is None and is_scene(config.env_id):
+        num_envs, arguments = _scene(config, evaluation)
     env = make_vec(
         world or config.env_id,
         num_envs,
@@ -67,7 +72,7 @@ def make_worlds(
         device="cpu" if evaluation else worlds_device(config, world),
         seed=config.eval.seed if evaluation else config.seed,
         num_groups=None if evaluation else config.num_groups,
-        num_workers=config.num_workers,
+        num_workers=config.num_workers or _share_of_cores(processes),
         timeout=config.timeout,
         max_restarts=config.max_restarts,
         crash_dir=Path(dump_dir) / CRASHES,
@@ -79,6 +84,14 @@ def make_worlds(
     except BaseException:
         env.close()
         raise
+
+
+def _scene(config: TrainConfig, evaluation: bool) -> tuple[int | None, dict[str, Any]]:
+    """Number of slots, if it is to be checked, and arguments of a Unity scene."""
+    if not evaluation:
+        return config.num_envs or None, {"total_steps": config.total_steps, **config.env}
+    own = {"num_players": 1, "evaluation": True}  # scores are of the last lesson
+    return None, {**config.env, **own, **config.eval.env}
 
 
 def worlds_device(config: TrainConfig, world: WorldFactory | None) -> torch.device:
@@ -98,7 +111,9 @@ def worlds_device(config: TrainConfig, world: WorldFactory | None) -> torch.devi
     return place if config.backend == "auto" and suits else cpu
 
 
-def settle(config: TrainConfig, env: VectorEnv, policy: nn.Module) -> TrainConfig:
+def settle(
+    config: TrainConfig, env: VectorEnv, policy: nn.Module, processes: int = 1
+) -> TrainConfig:
     """Replace what was left to choose by what was chosen, so that a resume computes the same bits.
 
     The sizes of groups and the number of threads change the order in which sums are taken.
@@ -107,8 +122,9 @@ def settle(config: TrainConfig, env: VectorEnv, policy: nn.Module) -> TrainConfi
     return dataclasses.replace(
         config,
         backend=backend or config.backend,
+        num_envs=config.num_envs or env.num_envs,
         num_groups=env.num_groups,
-        torch_threads=_choose_threads(config, policy, env.obs_layout),
+        torch_threads=_choose_threads(config, policy, env.obs_layout, processes),
     )
 
 
@@ -130,11 +146,13 @@ def choose_device(config: TrainConfig, policy: nn.Module, env: VectorEnv) -> tor
     return resolve(config.device)
 
 
-def _choose_threads(config: TrainConfig, policy: nn.Module, obs_layout: Layout) -> int:
+def _choose_threads(
+    config: TrainConfig, policy: nn.Module, obs_layout: Layout, processes: int
+) -> int:
     """Threads for tensor operations: one for small networks, else one per core."""
     if config.torch_threads is not None:
         return config.torch_threads
-    return 1 if _is_small(config, policy, obs_layout) else _num_cores()
+    return 1 if _is_small(config, policy, obs_layout) else max(_num_cores() // processes, 1)
 
 
 def _is_small(config: TrainConfig, policy: nn.Module, obs_layout: Layout) -> bool:
@@ -145,6 +163,11 @@ def _is_small(config: TrainConfig, policy: nn.Module, obs_layout: Layout) -> boo
     rows = algo.batch_size if isinstance(algo, SACConfig) else algo.minibatch_size
     flops = 6 * parameters * rows * (50 if images else 1)
     return flops < SMALL_FLOPS
+
+
+def _share_of_cores(processes: int) -> int | None:
+    """Workers of one of several processes on this machine; None leaves it to the worlds."""
+    return None if processes == 1 else max(_num_cores() // processes, 1)
 
 
 def _num_cores() -> int:

@@ -30,6 +30,7 @@ class DeviceRewardNormalize(VectorWrapper):
         self._returns = torch.zeros(self.num_envs, device=self.device)
         self._continues = torch.zeros(self.num_envs, device=self.device)
         self._moments = torch.tensor([0.0, 1.0, 1e-4], device=self.device)
+        self.reward_moments = self._moments
         self.state = {
             "returns": self._returns,
             "continues": self._continues,

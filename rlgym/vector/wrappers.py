@@ -272,7 +272,7 @@ class RewardNormalize(VectorWrapper):
         reward = torch.zeros(self.num_envs)
         slices = [slice(0, self.num_envs), *map(env.group_slice, range(env.num_groups))]
         self._scaled = {(s.start, s.stop): (reward[s].numpy(), reward[s]) for s in slices}
-        moments = torch.from_numpy(self._moments)
+        self.reward_moments = moments = torch.from_numpy(self._moments)
         self.state = {
             "returns": torch.from_numpy(self._returns),
             "continues": torch.from_numpy(self._continues),
