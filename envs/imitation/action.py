@@ -10,7 +10,7 @@ import functools
 import math
 from typing import NamedTuple
 
-from rlgym.envs.imitation.arrays import Array, choose_rows, constant, namespace
+from rlgym.envs.imitation.arrays import Array, choose_rows, constant, namespace, renewed
 from rlgym.envs.imitation.joints import per_velocity, to_angles, to_positions
 from rlgym.envs.imitation.spec import ActionSpec
 from rlgym.envs.physics.robots import Robot
@@ -33,6 +33,15 @@ def start_filter(angles: Array) -> FilterState:
     """Return the memory of a filter that has been fed `angles` (B, nv) for ever."""
     copy = namespace(angles).copy
     return FilterState(*(copy(angles) for _ in range(4)))
+
+
+def renewed_filter(old: FilterState, new: FilterState) -> FilterState:
+    """Return the memory `new`, as `arrays.renewed` has it."""
+    if new is old:
+        return new
+    # what is two steps old now may lie where what is one step old was
+    x2, y2 = renewed(old.x2, new.x2), renewed(old.y2, new.y2)
+    return FilterState(renewed(old.x1, new.x1), x2, renewed(old.y1, new.y1), y2)
 
 
 def reset_filter(memory: FilterState, mask: Array, angles: Array) -> FilterState:

@@ -223,6 +223,16 @@ def indices(values: tuple[int, ...], like: Array) -> Array:
 _INTEGER = np.dtype(np.int64)
 
 
+def renewed(old: Array, new: Array) -> Array:
+    """Return `new`; of torch, in the memory of `old`, which a recorded graph knows by its address.
+
+    What a later step needs of this one must pass through here.
+    """
+    if isinstance(old, torch.Tensor) and new is not old:
+        return old.copy_(new)
+    return new
+
+
 def expand(mask: Array, x: Array) -> Array:
     """Give `mask` (B,) as many axes as `x` (B, ...), so that it selects rows in `where`."""
     return mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim))

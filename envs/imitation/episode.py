@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from rlgym.envs.imitation.arrays import Array, choose_rows, constant, namespace
+from rlgym.envs.imitation.arrays import Array, choose_rows, constant, namespace, renewed
 from rlgym.envs.imitation.clips import Clip, ClipSet, Pose, Ref
 from rlgym.envs.imitation.kinematics import foot_positions
 from rlgym.envs.imitation.random import uniform
@@ -109,8 +110,8 @@ class Episodes:
         height of the ground under the robot."""
         self.cos = xp.zeros(count, like) + 1.0
         self.sin = xp.zeros(count, like)
-        self.total_steps = 0
-        """Steps of all slots together, which the curriculum goes by."""
+        self.total_steps = xp.array(0, seeds)
+        """() steps of all slots together, which the curriculum goes by."""
         self._full = round(spec.seconds / control_dt)
         self._can_warm = spec.reference_start < 1.0 and spec.warm_up > 0.0
         self._can_switch = bool(spec.switch_seconds) and len(clips.clips) > 1
@@ -180,7 +181,7 @@ class Episodes:
             self._switch_clips(turned)
         cycle = self._cycles(self.clip, self.time())
         wrapped = cycle != self.cycle
-        self.cycle = cycle
+        self.cycle = renewed(self.cycle, cycle)
         return (wrapped | turned if self.spec.sync_position else turned), turned
 
     def over(self) -> tuple[Array, Array]:
@@ -209,12 +210,13 @@ class Episodes:
         cycles = xp.floor(time / self.clips.duration[clip])
         return xp.where(self.clips.looping[clip], cycles, xp.zeros_like(cycles))
 
-    def _limit(self) -> int:
+    def _limit(self) -> Array | int:
         first = self.spec.curriculum_seconds
         if first is None:
             return self._full
-        share = min(self.total_steps / max(self.spec.curriculum_steps, 1), 1.0) ** 3
-        return int((1.0 - share) * round(first / self.control_dt) + share * self._full)
+        done = self.total_steps / max(self.spec.curriculum_steps, 1)
+        share = namespace(self.start).minimum(done, 1.0) ** 3
+        return _index((1.0 - share) * round(first / self.control_dt) + share * self._full)
 
     # ------------------------------------------------------------------ the reference's place
     def settle(self, rows: Rows, clip_pos: Array, clip_quat: Array) -> None:
@@ -252,9 +254,11 @@ class Episodes:
             clip_cos, clip_sin = heading_cos_sin(clip_quat)
             cos = robot_cos * clip_cos + robot_sin * clip_sin
             sin = robot_sin * clip_cos - robot_cos * clip_sin
-            self.cos, self.sin = xp.where(turned, cos, self.cos), xp.where(turned, sin, self.sin)
+            self.cos = renewed(self.cos, xp.where(turned, cos, self.cos))
+            self.sin = renewed(self.sin, xp.where(turned, sin, self.sin))
             clip_pos = rotate_z(self.cos, self.sin, clip_pos)
-        self.offset = choose_rows(moved, _level(pos - clip_pos), self.offset)
+        offset = choose_rows(moved, _level(pos - clip_pos), self.offset)
+        self.offset = renewed(self.offset, offset)
 
     def place(self, ref: Ref, rows: Rows | None = None) -> Ref:
         """Turn and move what a clip says to where the reference is; for all rows, or some."""
@@ -285,7 +289,8 @@ class Episodes:
     def stand_on(self, ground: Array) -> None:
         """Put the reference on ground of that height, (B,) m."""
         xp = namespace(self.offset)
-        self.offset = xp.concatenate([self.offset[:, :2], ground[:, None]], -1)
+        offset = xp.concatenate([self.offset[:, :2], ground[:, None]], -1)
+        self.offset = renewed(self.offset, offset)
 
     # ------------------------------------------------------------------ warm-up
     def warmed_pose(self, pose: Pose, time: Array, rows: Rows | None = None) -> Pose:
@@ -352,4 +357,4 @@ def _ever_turns(clip: Clip) -> bool:
 
 def _index(values: Array) -> Array:
     """Floats rounded down to indices."""
-    return values.astype(np.int64) if isinstance(values, np.ndarray) else values.long()
+    return values.long() if isinstance(values, torch.Tensor) else values.astype(np.int64)

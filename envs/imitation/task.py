@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from rlgym.envs.imitation import randomize
@@ -25,10 +26,11 @@ from rlgym.envs.imitation.action import (
     act,
     asking_for,
     commanded_angles,
+    renewed_filter,
     reset_filter,
     start_filter,
 )
-from rlgym.envs.imitation.arrays import Array, choose_rows, constant, namespace
+from rlgym.envs.imitation.arrays import Array, choose_rows, constant, namespace, renewed
 from rlgym.envs.imitation.clips import ClipSet, Ref
 from rlgym.envs.imitation.episode import Episodes, Rows
 from rlgym.envs.imitation.joints import to_angles, to_positions
@@ -84,6 +86,21 @@ class StepResult:
     """What each broken world was doing, for a report."""
 
 
+class Asked(NamedTuple):
+    """What one step asks of the engine, and what it is judged by afterwards."""
+
+    actions: Array
+    """(B, nv) within their bound."""
+    offset: Array
+    """(B, nq) pose that an action of zero asks for."""
+    previous: Array
+    """(B, nq) target at the end of the step before."""
+    target: Array
+    """(B, nq) of the joints."""
+    push: Array | None
+    """(B, 3) change of the base's velocity, m/s."""
+
+
 class _First(NamedTuple):
     """States that episodes begin with, (B, ...), as `Engine.reset` takes them."""
 
@@ -135,7 +152,7 @@ class ImitationTask:
         )
         self._ahead = self.control_dt * xp.array(spec.observation.target_steps, like)
         self._default = default[None] + xp.zeros((count, 1), like)
-        self._previous = self._default
+        self._previous = xp.copy(self._default)
         self._memory = start_filter(to_angles(robot, self._default))
         self._idle = xp.zeros((count, robot.nv), like)
         self._standing = self._stand()
@@ -184,20 +201,34 @@ class ImitationTask:
 
     def step(self, actions: Array) -> StepResult:
         """Let every slot take one action, (B, nv), and begin the next episode where one ended."""
-        spec, episodes, robot = self.spec, self.episodes, self.robot
-        xp = namespace(actions)
-        actions = xp.clip(actions, -spec.action.bound, spec.action.bound)
+        asked = self.ask(actions)
+        state = self.engine.step(asked.previous, asked.target, asked.push)
+        return self.judge(asked, state)
+
+    def ask(self, actions: Array) -> Asked:
+        """Do the first half of `step`: say what the engine is to do.
+
+        Between the halves, nothing else may be asked of the task.
+        """
+        spec, episodes = self.spec, self.episodes
+        actions = namespace(actions).clip(actions, -spec.action.bound, spec.action.bound)
         offset = self.offsets[episodes.clip]
-        target, self._memory = act(
-            self._memory, actions, spec.action, robot, offset, self.control_dt
+        target, memory = act(
+            self._memory, actions, spec.action, self.robot, offset, self.control_dt
         )
+        self._memory = renewed_filter(self._memory, memory)
         previous = self._previous
         if self.engine.actuation.interpolate:  # the first target is there at once
             previous = choose_rows(episodes.step == 0, target, previous)
-        seed, counter = episodes.seed, episodes.counter()
-        push = randomize.push(spec.randomize, seed, counter, self.control_dt)
-        state = self.engine.step(previous, target, push)
-        self._previous = target
+        push = randomize.push(spec.randomize, episodes.seed, episodes.counter(), self.control_dt)
+        return Asked(actions, offset, previous, target, push)
+
+    def judge(self, asked: Asked, state: State) -> StepResult:
+        """Do the second half of `step`, from what the engine did, which began from `ask`."""
+        spec, episodes, robot = self.spec, self.episodes, self.robot
+        actions, target = asked.actions, asked.target
+        xp, seed = namespace(actions), episodes.seed
+        self._previous = renewed(self._previous, target)
         ref, ground = self._follow(state)
         total, terms = reward(state, ref, spec.reward, robot)
         clip_over, late = episodes.over()
@@ -207,13 +238,13 @@ class ImitationTask:
         broken = xp.copy(state.broken)  # the engine's own, which its reset writes to
         terminated = done & ~broken
         truncated = (late | clip_over | broken) & ~terminated
-        lost = self._describe(broken, actions, target)
+        lost = self._describe(broken, asked)
         state = self._noisy(state, seed, episodes.counter())
         shown = actions
         if spec.observation.last_action == "target":
-            shown = commanded_angles(actions, spec.action, robot, offset)
+            shown = commanded_angles(actions, spec.action, robot, asked.offset)
         reading = read(state.sensed, shown, spec.observation, robot)
-        self._history = push_history(self._history, reading)
+        self._history = renewed(self._history, push_history(self._history, reading))
         self.state, self.ref = state, ref
         final, final_critic = self._observe(state, ref)
         obs, critic = self._begin(Rows(terminated | truncated), final, final_critic)
@@ -285,10 +316,12 @@ class ImitationTask:
             sensed = self._standing
         state = _rows(replace(everyone, sensed=sensed), rows)
         state = self._noisy(state, rows.take(seed), rows.take(counter))
-        self._previous = choose_rows(rows.mask, sensed.q, self._previous)
+        previous = choose_rows(rows.mask, sensed.q, self._previous)
+        self._previous = renewed(self._previous, previous)
         if spec.action.cutoff is not None:
             angles = to_angles(self.robot, sensed.q)
-            self._memory = reset_filter(self._memory, rows.mask, angles)
+            memory = reset_filter(self._memory, rows.mask, angles)
+            self._memory = renewed_filter(self._memory, memory)
         reading = read(state.sensed, rows.take(self._idle), spec.observation, self.robot)
         rows.put(self._history, start_history(reading, spec.observation))
         new, new_critic = self._observe(state, ref, rows)
@@ -351,12 +384,13 @@ class ImitationTask:
         sensed = randomize.noisy(self.spec.randomize, seed, counter, state.sensed, self.robot)
         return state if sensed is state.sensed else replace(state, sensed=sensed)
 
-    def _describe(self, broken: Array, actions: Array, target: Array) -> dict[int, dict[str, Any]]:
+    def _describe(self, broken: Array, asked: Asked) -> dict[int, dict[str, Any]]:
         """What each broken world was doing, on the host only."""
         rows = Rows(broken)
         if rows.empty or not isinstance(broken, np.ndarray):
             return {}
-        known = {"action": actions, "target": target, "previous_target": self._previous}
+        known = {"action": asked.actions, "target": asked.target}
+        known |= {"previous_target": asked.previous}
         known |= {"last_readings": self._history[:, 0]} | self.episodes.arrays()
         return {
             row: {name: array[row] for name, array in known.items()}
@@ -368,25 +402,25 @@ class ImitationTask:
         """Copies of all arrays that the task's future depends on, besides the engine's."""
         kept = {f"episode.{name}": array for name, array in self.episodes.arrays().items()}
         kept |= {"previous": self._previous, "history": self._history}
+        kept["total_steps"] = self.episodes.total_steps
         if self.spec.action.cutoff is not None:
             kept |= {f"filter.{name}": part for name, part in self._memory._asdict().items()}
-        kept = {name: namespace(array).copy(array) for name, array in kept.items()}
-        return kept | {"total_steps": np.array(self.episodes.total_steps)}
+        return {name: namespace(array).copy(array) for name, array in kept.items()}
 
     def load(self, arrays: dict[str, Array], state: State) -> None:
         """Go on from what `arrays` gave, the engine being at `state` already."""
         episodes = self.episodes
         for name in Episodes.SAVED:
-            setattr(episodes, name, _like(arrays[f"episode.{name}"], getattr(episodes, name)))
-        self._previous = _like(arrays["previous"], self._previous)
-        self._history = _like(arrays["history"], self._history)
+            setattr(episodes, name, _loaded(getattr(episodes, name), arrays[f"episode.{name}"]))
+        self._previous = _loaded(self._previous, arrays["previous"])
+        self._history = _loaded(self._history, arrays["history"])
         if self.spec.action.cutoff is not None:
             parts = (
-                (name, _like(arrays[f"filter.{name}"], part))
+                (name, _loaded(part, arrays[f"filter.{name}"]))
                 for name, part in self._memory._asdict().items()
             )
             self._memory = self._memory._replace(**dict(parts))
-        episodes.total_steps = int(arrays["total_steps"])
+        episodes.total_steps = _loaded(episodes.total_steps, arrays["total_steps"])
         self.state = state
         clip = episodes.warmed(self.clips.sample(episodes.clip, episodes.time()))
         self.ref = episodes.place(clip)
@@ -416,11 +450,15 @@ def _split(array: Array, sizes: Sequence[int]) -> list[Array]:
     return [array[:, stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
 
 
-def _like(value: Any, other: Array) -> Array:
-    """A copy of `value` as an array of the kind and dtype of `other`."""
-    if isinstance(other, np.ndarray):
-        return np.array(value, other.dtype)
-    return other.new_tensor(value)
+def _loaded(old: Array, value: Any) -> Array:
+    """A copy of `value` as an array of the kind, dtype and shape of `old`.
+
+    Raises:
+        ValueError: it has another shape.
+    """
+    if isinstance(old, np.ndarray):
+        return np.array(value, old.dtype).reshape(old.shape)
+    return renewed(old, torch.as_tensor(value).reshape(old.shape))
 
 
 def _unbounded(size: int) -> spaces.Box:

@@ -193,9 +193,11 @@ class WarpEngine:
             return
         # on a stream of Warp's own: torch's may be the default one, which cannot be captured
         stream = wp.Stream(device) if device.is_cuda else None
-        with wp.ScopedStream(stream, sync_enter=True, sync_exit=True):
-            with wp.ScopedCapture(device if stream is None else None, stream) as captured:
-                function()
+        with (
+            wp.ScopedStream(stream, sync_exit=True),
+            wp.ScopedCapture(device, stream) as captured,
+        ):
+            function()
         self._graphs[name] = captured.graph
 
     def _run(self, name: str, function: Callable[[], None]) -> None:
@@ -260,8 +262,12 @@ class WarpEngine:
         return self._read()
 
     def step(self, previous: Tensor, target: Tensor, push: Tensor | None = None) -> State:
-        if self._closed:
-            raise StateError("this engine is closed: make another one")
+        self.load(previous, target, push)
+        self.launch()
+        return self.read()
+
+    def load(self, previous: Tensor, target: Tensor, push: Tensor | None = None) -> None:
+        """Do the first part of `step`: write what the worlds are to do."""
         if self._earlier is not None:
             self._earlier.copy_(self._states)
         if push is not None:
@@ -272,10 +278,21 @@ class WarpEngine:
             end.copy_(to_angles(self.robot, target))
         else:
             self._control[:, : self.robot.nv] = to_angles(self.robot, target)
+
+    def launch(self) -> None:
+        """Do the second part of `step`, by Warp alone: a graph of torch's cannot have it in it."""
+        if self._closed:
+            raise StateError("this engine is closed: make another one")
+        if self._varied and self._parameters.moves_constants:
+            # of worlds that a reset has changed since; which ones, only the device knows
+            self._run("constants", self._set_constants)
         self._run("step", self._substeps)
+
+    def read(self) -> State:
+        """Do the third part of `step`: what `launch` did, as torch sees it."""
         self._read_forces()
         now = self._states[:, -1]
-        self._broken = ~(now.abs().amax(1) < MAX_SPEED)  # also True for NaN
+        self._broken.copy_(~(now.abs().amax(1) < MAX_SPEED))  # also True for NaN
         self._write(self._broken, self._home)
         return self._read()
 
@@ -338,8 +355,8 @@ class WarpEngine:
         for past in (self._states, self._earlier):
             if past is not None:
                 past.copy_(choose_rows(mask, state[:, None], past))
-        self._torque = choose_rows(mask, 0.0 * self._qvel[:, :1], self._torque)
-        self._power = choose_rows(mask, torch.zeros_like(self._power), self._power)
+        self._torque.masked_fill_(mask[:, None], 0.0)
+        self._power.masked_fill_(mask, 0.0)
         self._touching &= ~mask
 
     def _read_forces(self) -> None:
@@ -354,8 +371,8 @@ class WarpEngine:
         speed = self._states[:, :, self._v]
         if robot.damped_joints:
             torque = torque - self._damping * speed
-        self._torque = torque[:, -1].clone()
-        self._power = (torque * speed).abs().sum(2).mean(1)
+        self._torque.copy_(torque[:, -1])
+        self._power.copy_((torque * speed).abs().sum(2).mean(1))
 
     def _read(self) -> State:
         """Make a state of what is in the device's memory."""
@@ -381,9 +398,9 @@ class WarpEngine:
             foot_pos=foot_pos,
             foot_contact=height < TOUCH,
             illegal_contact=self._touching.clone(),
-            torque=self._torque,
-            power=self._power,
-            broken=self._broken,
+            torque=self._torque.clone(),
+            power=self._power.clone(),
+            broken=self._broken.clone(),
             sensed=sensed,
         )
 
@@ -428,10 +445,7 @@ class WarpEngine:
                 self._random[name] = value.clone()
             else:
                 old.copy_(choose_rows(mask, value, old))
-        with self._place():
-            self._parameters.write(self._random)
-        if self._parameters.moves_constants:
-            self._run("constants", self._set_constants)
+        self._parameters.write(self._random)
 
     def _vary(self, names: set[str]) -> None:
         """Give each world its own copy of more fields; graphs know the old ones, so again."""
