@@ -208,7 +208,7 @@ class TrainConfig:
     preset: str | None = None
     """Preset that the settings started from (for the record)."""
     num_envs: int = 8
-    """Worlds stepped side by side."""
+    """Worlds stepped side by side; 0 = as many as a Unity scene has agents."""
     backend: Literal["auto", "sync", "process", "device"] = "auto"
     """Where the worlds run: this process, worker processes, or the accelerator."""
     num_workers: int | None = None
@@ -300,6 +300,8 @@ def check(config: TrainConfig) -> None:
     """
     for sentence, allowed, paths in _RULES:
         for path in paths:
+            if path == "num_envs" and config.num_envs == 0 and _is_scene(config.env_id):
+                continue
             value: Any = config
             for name in path.split("."):
                 value = getattr(value, name, None)  # another algorithm has other settings
@@ -359,10 +361,17 @@ def default_config(env_id: str = TrainConfig.env_id, algo: str = "ppo") -> Train
     """
     if algo not in ALGOS:
         raise ConfigError(f"there is no algorithm '{algo}': {suggest(algo, ALGOS)}")
+    scene = _is_scene(env_id)
     if algo == "ppo":
-        return TrainConfig(env_id=env_id)
+        return TrainConfig(env_id=env_id, num_envs=0 if scene else TrainConfig.num_envs)
     network = NetworkConfig(hidden=(256, 256), activation="relu", std="state", squash=True)
-    return TrainConfig(env_id=env_id, num_envs=1, algo=SACConfig(), network=network)
+    num_envs = 0 if scene else 1
+    return TrainConfig(env_id=env_id, num_envs=num_envs, algo=SACConfig(), network=network)
+
+
+def _is_scene(env_id: str) -> bool:
+    """Tell whether this is a Unity scene, whose agents are counted when it runs."""
+    return env_id.startswith("unity:")
 
 
 def algo_named(values: Mapping[str, Any]) -> str | None:
@@ -381,8 +390,9 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: an unknown key (the nearest name is given), a wrong type or value.
     """
-    name = algo_named(values)
-    return merge(default_config(algo=name) if name in ALGOS else TrainConfig(), values)
+    name, env_id = algo_named(values), values.get("env_id")
+    env_id = env_id if isinstance(env_id, str) else TrainConfig.env_id
+    return merge(default_config(env_id, name if name in ALGOS else "ppo"), values)
 
 
 def merge(

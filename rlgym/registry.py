@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium
 
-from rlgym.errors import ConfigError, UserError, WorldError
+from rlgym.errors import ConfigError, MissingExtraError, UserError, WorldError
 from rlgym.settings import suggest
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ TENSOR_WORLDS: dict[str, str | Callable[..., Any]] = {
 """Id -> builder of a `rlgym.vector.tensor_world.TensorWorld`; Gymnasium has each of them too."""
 MANY = 64
 """Worlds from which on a batch of tensors is stepped sooner than so many Python objects."""
+
+
+UNITY = "unity:"
+"""How the name of a Unity scene begins: unity:PATH, unity:editor, unity:standin."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ class WorldSpec:
                 a wrong argument.
         """
         if isinstance(self.world, str):
+            if is_scene(self.world):
+                raise WorldError(
+                    f"{self.world} is a scene of many agents, not one world: use make_vec, train, "
+                    "eval or bench"
+                )
             from rlgym.envs.gymnasium import make_world
 
             return make_world(self.world, dict(self.kwargs))
@@ -133,6 +142,14 @@ def require_trust(world: str, source: str | Path) -> None:
     Raises:
         UserError: says how to vouch for it.
     """
+    if is_scene(world):
+        program = world.removeprefix(UNITY)
+        if program not in ("editor", "standin"):
+            raise UserError(
+                f"{source} asks to start the program {program} for its worlds: if you know who "
+                "made both, add --trust, or trust=True in Python"
+            )
+        return
     module = world.rpartition(":")[0]
     own = module.split(".")[0] == "rlgym"
     if not module or own or module in sys.modules or module in _known_modules():
@@ -141,6 +158,11 @@ def require_trust(world: str, source: str | Path) -> None:
         f"{source} asks to import the module '{module}' for its worlds: if you know who made it, "
         "add --trust, or trust=True in Python"
     )
+
+
+def is_scene(world: Any) -> bool:
+    """Tell whether this names a Unity scene, which has as many slots as it has agents."""
+    return isinstance(world, str) and world.startswith(UNITY)
 
 
 def _known_modules() -> set[str]:
@@ -154,7 +176,7 @@ def _known_modules() -> set[str]:
 
 def make_vec(
     world: str | WorldFactory,
-    num_envs: int = 1,
+    num_envs: int | None = None,
     *,
     backend: Backend = "auto",
     device: Any = "cpu",
@@ -168,13 +190,14 @@ def make_vec(
     env_kwargs: Mapping[str, Any] | None = None,
     info_keys: tuple[str, ...] = ("is_success",),
     verbose: bool = True,
+    **world_kwargs: Any,
 ) -> VectorEnv:
     """Build `num_envs` worlds behind one vector env.
 
     Args:
-        world: a registered id, "module:id" (the module is imported), or a callable that returns a
-            world.
-        num_envs: slots, fixed for life.
+        world: a registered id, "module:id" (the module is imported), "unity:PATH", or a callable
+            that returns a world.
+        num_envs: slots, fixed for life; None: 1, or as many as a Unity scene has agents.
         backend: "sync" (this process), "process" (worker processes), "device" (worlds that are
             tensors), or "auto", which chooses, and says what and why on stderr: tensors where the
             world has them and the device is an accelerator or the worlds are many; else it times a
@@ -192,6 +215,7 @@ def make_vec(
         env_kwargs: keyword arguments of each world.
         info_keys: scalar entries of the worlds' info to carry as arrays, NaN where absent.
         verbose: let "auto" say what it chose.
+        world_kwargs: more keyword arguments of each world, as `env_kwargs`.
 
     Raises:
         WorldError: for an unknown or broken world.
@@ -202,7 +226,11 @@ def make_vec(
 
     place = resolve(device)
     common: dict[str, Any] = {"device": place, "seed": seed, "output": output}
-    kwargs = dict(env_kwargs or {})
+    kwargs = {**(env_kwargs or {}), **world_kwargs}
+    if isinstance(world, str) and is_scene(world):
+        common |= {"timeout": timeout, "max_restarts": max_restarts, "crash_dir": crash_dir}
+        return _build_scene(world, num_envs, **common, **kwargs)
+    num_envs = 1 if num_envs is None else num_envs
     builder = VECTOR_ENTRY_POINTS.get(world) if isinstance(world, str) else None
     if builder is not None:
         common |= {"num_workers": num_workers, "timeout": timeout, "max_restarts": max_restarts}
@@ -289,6 +317,17 @@ def _one_tensor_world(name: str, kwargs: Mapping[str, Any]) -> gymnasium.Env:
     from rlgym.vector.tensor_world import OneWorld
 
     return OneWorld(_tensor_world(name, kwargs))
+
+
+def _build_scene(world: str, num_envs: int | None, **arguments: Any) -> VectorEnv:
+    """Start a Unity scene."""
+    try:
+        from rlgym.envs.unity.vector_env import make_unity
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Unity scenes need {error.name}: pip install 'rlgym-lab[unity]'"
+        ) from error
+    return make_unity(world.removeprefix(UNITY), num_envs, **arguments)
 
 
 def _build_batch(

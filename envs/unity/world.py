@@ -57,7 +57,7 @@ class UnityWorld:
         sync: "all" steps every agent at once; "any" returns as soon as one asks, and the others are
             not active; "auto" looks at what the scene does.
         seed: player p is started with seed + p. Unity takes a seed only when it starts.
-        reseed: restart the players when a reset asks for another seed, instead of a mere reset.
+        reseed: restart the players when a reset names a seed, so that it begins the same episodes.
         timeout: seconds to wait for a player.
         max_restarts: players replaced before the world gives up.
         crash_dir: folder for reports of lost players.
@@ -276,7 +276,7 @@ class UnityWorld:
         if any(link.sent or link.stepping for link in self.links):
             raise StateError("reset while a step of another behaviour is pending: recv() it first")
         self._waiting_for_reset = set(self._views) - {view.behavior}
-        if seed is not None and self._reseed and seed != self._seed:
+        if seed is not None and self._reseed:
             self._seed = seed
             self._restart_all()
         self._flush_channels()

@@ -1,6 +1,7 @@
 """`rlgym train`: merge the settings, then train."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +59,8 @@ class Shell:
 def run(argv: list[str]) -> int:
     """Train as the command line says."""
     shell, config, notice = read_arguments(argv)
+    if follows():
+        shell = replace(shell, console="off")
     if wants_help(argv):
         show_help(TrainConfig, f"{PROG} ENV", config, DESCRIPTION)
     if shell.print_config:
@@ -77,6 +80,14 @@ def run(argv: list[str]) -> int:
             hooks=progress,
         )
     return progress.status
+
+
+def follows() -> bool:
+    """Whether torchrun started this process beside the first of its group, which does the talking.
+
+    Settled without PyTorch, which takes its time.
+    """
+    return os.environ.get("RANK", "0") != "0"
 
 
 class Progress:
@@ -153,7 +164,8 @@ def _base(shell: Shell, env_id: str | None, env: dict[str, Any]) -> tuple[TrainC
     preset = None if shell.preset == "none" else shell.preset
     if preset == "auto" and shell.config is not None:
         preset = None  # a file alone is not mixed with a preset
-    config = starting_config(env_id, preset, algo, env)
+    named = env_id if preset is not None else env_id or values.get("env_id")
+    config = starting_config(named, preset, algo, env)
     notice = ""
     if preset == "auto" and config.preset is not None:
         notice = f"using the preset {config.preset} (--preset none for plain defaults)"

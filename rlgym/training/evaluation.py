@@ -135,7 +135,9 @@ def evaluate(
         start = ended.to(device)
         lengths = info["episode_length"].numpy()
         endless = (lengths >= max_steps) & ~ended.numpy()
-        counts = (ended & info["active"]).numpy() | endless
+        # where agents act when they like, an episode may end while its slot waits: the world tells
+        whole = info["lost"] == 0 if "lost" in info else info["active"]
+        counts = (ended & whole).numpy() | endless
         for row in np.flatnonzero(counts & (missing > 0)):
             success = float(info["is_success"][row]) if "is_success" in info else math.nan
             found[row].append((float(info["episode_return"][row]), int(lengths[row]), success))

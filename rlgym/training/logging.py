@@ -56,6 +56,7 @@ NAMES: dict[str, str] = {
     "eval/success_rate": "share of evaluation episodes that succeeded",
     "perf/*": "seconds per line in collect, learn, transfer, idle, log, save; memory in bytes",
     "env/*": "mean per step of a term of the reward, or of a number that the world reports",
+    "unity/*": "what the scripts of a Unity scene record; lesson/NAME: where a curriculum stands",
     "health/*": "counts of what went wrong and was survived: restarts, timeouts, lost slots, ...",
     "user/*": "free for your own hooks",
 }

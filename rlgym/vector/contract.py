@@ -13,7 +13,9 @@
   truncated`.
 - `info["episode_return"]`, `info["episode_length"]`: full-size; count in the same rows.
 - `info["active"]`: False for a slot that did not act or was lost. A lost slot is also truncated,
-  with reward 0 and its last valid observation as `final_obs`.
+  with reward 0 and its last valid observation as `final_obs`. Where agents act when they like, a
+  slot that did not act may show what came of its last action: reward, end, the observation that it
+  will act on next; such a world gives `info["lost"]`, 1 where a slot was lost, else 0.
 - `info["action_mask"]`: True = allowed, (num_envs, mask_size), when the world masks actions.
 - `info["reward_terms"]`: name -> (num_envs,), when the world names them; each declared info key as
   (num_envs,) floats.
@@ -289,6 +291,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         "robot", "timing", "safety", "targets", "simulation", all plain JSON; and "motion", arrays
         by name, which a bundle keeps in a file of their own.
         """
+        return {}
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers by which a world describes itself since the last call, named for the log."""
         return {}
 
     def render_slot(self, row: int) -> Any:

@@ -127,8 +127,11 @@ def rule_active(trial: Trial) -> Found:
     """A slot that did not act keeps its observation; a lost one is truncated without reward."""
     before = trial.first_obs
     for step, frame in enumerate(trial.frames, start=1):
+        waits = "lost" in frame.info  # what came of its last action may be told while a slot waits
         for row in np.flatnonzero(~frame.info["active"]).tolist():
             where = f"inactive slot {row} at step {step}"
+            if waits and frame.info["lost"][row] == 0.0:
+                continue
             if not frame.done[row]:
                 if not same(_row(before, row), _row(frame.obs, row)):
                     yield "error", f"{where} shows a new observation: repeat the previous one"
