@@ -156,6 +156,27 @@ class SACConfig:
 
 
 @dataclass(frozen=True)
+class CloneConfig:
+    """Behaviour cloning: the policy learns what was demonstrated, beside what is rewarded."""
+
+    demonstrations: str | None = None
+    """File of transitions (.npz, .safetensors, Unity's .demo), a folder of .demo files, or a SAC
+    run."""
+    steps: int = 0
+    """Gradient steps on the demonstrations alone, before the first step in a world."""
+    coef: float = 0.0
+    """Weight of the cloning loss beside the algorithm's own; 0 leaves it out."""
+    schedule: Schedule = "linear"
+    """Schedule of `coef` over total_steps: linear to zero, or constant."""
+    batch_size: int = 256
+    """Demonstrated steps per gradient step."""
+    learning_rate: float = 1e-3
+    """Adam's step size for `steps`."""
+    sequence: int = 32
+    """Steps in a row that a policy with memory learns from."""
+
+
+@dataclass(frozen=True)
 class WrapperConfig:
     """Changes made to the batch between the worlds and the learner."""
 
@@ -233,6 +254,8 @@ class TrainConfig:
     """Hyperparameters of the algorithm."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """The policy's network."""
+    clone: CloneConfig = field(default_factory=CloneConfig)
+    """Behaviour cloning."""
     wrappers: WrapperConfig = field(default_factory=WrapperConfig)
     """Batch wrappers."""
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -258,7 +281,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             *("algo.num_steps", "algo.minibatch_size", "algo.epochs", "network.recurrent_size"),
             *("network.gsde_every", "wrappers.frame_stack", "eval.episodes", "checkpoint.keep"),
             *("algo.buffer_size", "algo.batch_size", "algo.n_step", "algo.num_critics"),
-            "algo.actor_every",
+            *("algo.actor_every", "clone.batch_size", "clone.sequence"),
         ),
     ),
     (
@@ -269,6 +292,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             *("algo.max_grad_norm", "algo.target_kl", "algo.adam_eps", "network.obs_clip"),
             *("wrappers.clip_reward", "algo.buffer_memory", "algo.updates_per_step", "algo.tau"),
             *("algo.critic_learning_rate", "algo.temperature", "algo.initial_temperature"),
+            "clone.learning_rate",
         ),
     ),
     (
@@ -277,6 +301,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
         (
             *("seed", "max_restarts", "eval.every", "eval.seed", "checkpoint.every"),
             *("algo.value_coef", "algo.entropy_coef", "algo.symmetry_coef", "algo.learning_starts"),
+            *("clone.steps", "clone.coef"),
         ),
     ),
     (
@@ -307,8 +332,21 @@ def check(config: TrainConfig) -> None:
                 value = getattr(value, name, None)  # another algorithm has other settings
             if value is not None and not allowed(value):
                 raise ConfigError(f"{path} must be {sentence}, it is {value!r}")
+    _check_clone(config.clone)
     if isinstance(config.algo, SACConfig):
         _check_sac(config, config.algo)
+
+
+def _check_clone(clone: CloneConfig) -> None:
+    """Refuse half of what cloning needs."""
+    wanted = clone.steps or clone.coef
+    if wanted and clone.demonstrations is None:
+        raise ConfigError("clone.steps and clone.coef need clone.demonstrations: name the file")
+    if clone.demonstrations is not None and not wanted:
+        raise ConfigError(
+            "clone.demonstrations would not be used: set clone.steps, for example to 1000, or "
+            "clone.coef, for example to 0.1"
+        )
 
 
 def _check_sac(config: TrainConfig, algo: SACConfig) -> None:
@@ -527,10 +565,13 @@ def preset_for(
     the arguments `env` wins, and the first by name where they agree equally.
     """
     best, most = None, -1
+    # "package:World-v0" and "World-v0" are the same world once the package is imported.
+    world = env_id.rpartition(":")[2]
     for name in presets():
+        if world not in (resources.files("rlgym.configs") / f"{name}.yaml").read_text("utf-8"):
+            continue  # reading all of them as YAML takes as long as building a run
         config = load_preset(name)
-        # "package:World-v0" and "World-v0" are the same world once the package is imported.
-        same_world = config.env_id.rpartition(":")[2] == env_id.rpartition(":")[2]
+        same_world = config.env_id.rpartition(":")[2] == world
         if same_world and type(config.algo) is ALGOS.get(algo):
             agrees = sum(config.env.get(key) == value for key, value in env.items())
             if agrees > most:

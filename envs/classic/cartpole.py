@@ -48,10 +48,11 @@ class CartPole:
         """Euler's step (Florian 2005, coneural.org/florian/papers/05_cart_pole.pdf)."""
         _, velocity, angle, spin = state.unbind(1)
         sin, cos = angle.sin(), angle.cos()
-        force = actions * (2 * FORCE / MASS) - FORCE / MASS
+        # rsub(x, a, alpha=b) is a - b x: one operation instead of two
+        force = torch.rsub(actions, -FORCE / MASS, alpha=-2.0 * FORCE / MASS)
         push = torch.addcmul(force, spin * spin, sin, value=POLE_MOMENT / MASS)
-        lever = (4.0 / 3.0 * HALF_LENGTH) - (POLE_MOMENT / MASS) * (cos * cos)
-        turn = (GRAVITY * sin - cos * push) / lever
+        lever = torch.rsub(cos * cos, 4.0 / 3.0 * HALF_LENGTH, alpha=POLE_MOMENT / MASS)
+        turn = torch.addcmul(GRAVITY * sin, cos, push, value=-1.0) / lever
         pull = torch.addcmul(push, turn, cos, value=-POLE_MOMENT / MASS)
         after = torch.add(state, torch.stack((velocity, pull, spin, turn), 1), alpha=TAU)
         beyond = after.abs()

@@ -64,7 +64,8 @@ class DeviceCollector:
         self._masks = None if buffer.all_masks is None else buffer.all_masks.unbind(0)
         self._starts = buffer.all_starts.unbind(0)
         self._episodes = torch.zeros(2, T, N, device=device)
-        fields = (buffer.rewards, buffer.terminated, buffer.truncated, buffer.active)
+        self._active = buffer.active.unbind(0)
+        fields = (buffer.rewards, buffer.terminated, buffer.truncated)
         self._columns = [tensor.unbind(0) for tensor in (*fields, *self._episodes.unbind(0))]
         self._terms = {name: torch.zeros(T, N, device=device) for name in env.reward_term_names}
         self._success = torch.full((T, N), torch.nan, device=device)
@@ -92,7 +93,7 @@ class DeviceCollector:
         self.begin()
         return self.finish()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def begin(self) -> None:
         """Launch the rollout; what the caller does before `finish` is done beside it."""
         begin = perf_counter()
@@ -184,10 +185,11 @@ class DeviceCollector:
         _copy(self._actions[t], raw)
         obs, reward, terminated, truncated, info = self.env.step(actions)
         _copy(self._obs[t + 1], obs)
-        values = (reward, terminated, truncated, info["active"])
-        values = (*values, info["episode_return"], info["episode_length"])
+        values = (reward, terminated, truncated, info["episode_return"], info["episode_length"])
         for column, value in zip(self._columns, values, strict=True):
             column[t].copy_(value)
+        if info["active"] is not self.env.unwrapped.all_active:
+            self._active[t].copy_(info["active"])
         torch.logical_or(terminated, truncated, out=self._starts[t + 1])
         if self._masks is not None:
             self._masks[t + 1].copy_(info["action_mask"])

@@ -31,15 +31,15 @@ class TensorStep:
     obs: Tree[Tensor]
     """Tree of (num_envs, ...): the next observation; an episode's first where one ended."""
     final_obs: Tree[Tensor]
-    """The same, before any world began anew; counts where `done`."""
+    """The same, before any world began anew; counts where an episode ended."""
     reward: Tensor
     """(num_envs,) float32."""
     terminated: Tensor
     """(num_envs,) bool: the world ended."""
     truncated: Tensor
     """(num_envs,) bool: time ran out, or the slot was lost."""
-    done: Tensor
-    """(num_envs,) bool: either of them."""
+    going: Tensor
+    """(num_envs,) bool: neither of them."""
     active: Tensor | None = None
     """(num_envs,) bool: False where a slot did not act or was lost; None: all acted."""
     action_mask: Tensor | None = None
@@ -156,6 +156,11 @@ class DeviceVectorEnv(VectorEnv):
         self._pending[group] = False
         return self._result
 
+    @property
+    def all_active(self) -> Tensor:
+        """(num_envs,) True: the very tensor that `info["active"]` is where all slots acted."""
+        return self._all_active
+
     def prepare(self, num_steps: int) -> None:
         """Make ready for so many steps; not needed, but cheaper than each step by itself."""
         self.batch.prepare(num_steps)
@@ -170,7 +175,7 @@ class DeviceVectorEnv(VectorEnv):
             gains[1].copy_(active)
         totals.add_(gains)
         ended = totals.clone()
-        totals.mul_(result.done.logical_not())
+        totals.mul_(result.going)
         self._obs = result.obs
         info = {
             "final_obs": result.final_obs,

@@ -102,11 +102,11 @@ class WorldBatch:
         self._keys = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self._tick = torch.zeros((), dtype=torch.int64, device=self.device)
         self._elapsed = torch.zeros(num_envs, dtype=torch.int32, device=self.device)
-        self._numbers = world.start_random + world.step_random
-        self._block: tuple[Tensor, ...] = ()
+        self._starts: list[Tree[Tensor]] = []  # of the steps that random numbers were drawn for
+        self._during: list[Tensor] = []
         self._next = 0
         with torch.no_grad():
-            self._state = map_tree(torch.clone, world.start(self._draw_one()))
+            self._state = map_tree(torch.clone, self._begin())
         self._flags = {key: (-1, *[1] * (t.ndim - 1)) for key, t in tree_items(self._state)}
 
     # ------------------------------------------------------------------ stepping
@@ -118,58 +118,72 @@ class WorldBatch:
         self._keys.copy_(torch.where(given, keys, _mix(self._keys + self._tick)))
         self._tick.zero_()
         self._elapsed.zero_()
-        self._block, self._next = (), 0
-        fresh = self.world.start(self._draw_one())
-        map_tree(lambda kept, new: kept.copy_(new), self._state, fresh)
+        self._starts, self._next = [], 0
+        map_tree(lambda kept, new: kept.copy_(new), self._state, self._begin())
         return self.world.observe(self._state)
 
-    @torch.no_grad()
     def prepare(self, num_steps: int) -> None:
-        """Draw the random numbers of so many steps at once."""
+        """Draw the random numbers of so many steps, and the episodes that may begin in them."""
         steps = self._tick + torch.arange(num_steps, device=self.device)
-        self._block = uniform(self._keys, steps, self._numbers).unbind(0)
+        for_start, during = self._draw(steps)
+        rows = self.world.start(for_start.flatten(0, 1))
+        split = map_tree(lambda x: x.view(num_steps, self.num_envs, *x.shape[1:]).unbind(0), rows)
+        parts: Any = split
+        if isinstance(parts, dict):
+            keys, columns = list(parts), zip(*parts.values(), strict=True)
+            self._starts = [dict(zip(keys, column, strict=True)) for column in columns]
+        else:
+            self._starts = list(parts)
+        self._during = list(during.unbind(0))
         self._next = 0
 
     @torch.no_grad()
     def step(self, actions: Any) -> TensorStep:
         """See `TensorBatch`."""
-        world, state = self.world, self._state
-        if self._next == len(self._block):
+        world, at = self.world, self._next
+        if at == len(self._starts):
             self.prepare(BLOCK)
-        random = self._block[self._next]
-        self._next += 1
-        self._tick.add_(1)
-        if world.step_random:
-            start, during = random.split((world.start_random, world.step_random), 1)
-        else:
-            start, during = random, random[:, :0]
-        after, reward, terminated = world.step(state, actions, during)
+            at = 0
+        after, reward, terminated = world.step(self._state, actions, self._during[at])
         truncated = self._elapsed.add_(1) >= world.max_episode_steps
-        done = terminated | truncated
+        going = torch.logical_or(terminated, truncated).logical_not_()
         final_obs = world.observe(after)
-        self._begin_anew(done, world.start(start), after)
-        self._elapsed.mul_(done.logical_not())
+        self._go_on(going, after, self._starts[at])
+        self._elapsed.mul_(going)
+        self._next = at + 1
+        if self._next == len(self._starts):  # so that a recorded rollout moves it along
+            self._tick.add_(self._next)
+            self._starts, self._next = [], 0
         obs = world.observe(self._state)
-        return TensorStep(obs, final_obs, reward, terminated, truncated, done)
+        return TensorStep(obs, final_obs, reward, terminated, truncated, going)
 
-    def _begin_anew(self, done: Tensor, fresh: Tree[Tensor], after: Tree[Tensor]) -> None:
+    def _go_on(self, going: Tensor, after: Tree[Tensor], fresh: Tree[Tensor]) -> None:
         """Go on from `after`, or from `fresh` where an episode ended."""
         if isinstance(self._state, Tensor):
-            flags = done.view(self._flags[""])
-            torch.where(flags, fresh, after, out=self._state)  # type: ignore[call-overload]
+            flags = going.view(self._flags[""])
+            torch.where(flags, after, fresh, out=self._state)  # type: ignore[call-overload]
             return
         for key, kept in self._state.items():
-            flags = done.view(self._flags[key])
-            torch.where(flags, fresh[key], after[key], out=kept)  # type: ignore[index, call-overload]
+            flags = going.view(self._flags[key])
+            torch.where(flags, after[key], fresh[key], out=kept)  # type: ignore[index, call-overload]
 
-    def _draw_one(self) -> Tensor:
-        """Numbers of the first start: those of a step before the first."""
+    def _begin(self) -> Tree[Tensor]:
+        """First states after a reset: drawn for a step before the first."""
         before = torch.full((1,), -1, dtype=torch.int64, device=self.device)
-        return uniform(self._keys, before, self._numbers)[0, :, : self.world.start_random]
+        return self.world.start(self._draw(before)[0][0])
+
+    def _draw(self, ticks: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers (K, N, start_random) and (K, N, step_random) of the steps `ticks` (K,)."""
+        sizes = self.world.start_random, self.world.step_random
+        return uniform(self._keys, ticks, sum(sizes)).split(sizes, -1)  # type: ignore[return-value]
 
     # ------------------------------------------------------------------ saving
     def state(self) -> dict[str, Tensor]:
         """See `TensorBatch`."""
+        if self._next:  # begun in the middle of what was drawn
+            self._tick.add_(self._next)
+            self._starts, self._during = self._starts[self._next :], self._during[self._next :]
+            self._next = 0
         own = {"keys": self._keys, "tick": self._tick, "elapsed": self._elapsed}
         return own | {f"state {key}": tensor for key, tensor in tree_items(self._state)}
 
@@ -179,7 +193,7 @@ class WorldBatch:
         same_names(state, own)
         for name, tensor in own.items():
             tensor.copy_(state[name])
-        self._block, self._next = (), 0
+        self._starts, self._next = [], 0
         return self.world.observe(self._state)
 
     def close(self) -> None:
