@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, cast
 
+import torch
+
 from rlgym.envs.imitation.clip_files import Source, load_clip
 from rlgym.envs.imitation.clips import ClipSet
 from rlgym.envs.imitation.kinematics import leg_length
@@ -38,6 +40,7 @@ def build_task(
     num_workers: int | None = None,
     timeout: float = 60.0,
     max_restarts: int = 10,
+    device: torch.device | str = "auto",
     **changes: Any,
 ) -> ImitationTask:
     """Build a task, and the engine that it owns.
@@ -45,7 +48,7 @@ def build_task(
     Args:
         num_worlds: slots.
         seed: slot i is seeded with `seed + i`.
-        engine: "mujoco" or "bullet" ("pybullet" is the same).
+        engine: "mujoco", "bullet" ("pybullet" is the same), or "warp": MuJoCo on an NVIDIA GPU.
         robot: an entry of the robot table.
         clip: what `load_clip` takes, or a list of such.
         spec: "modern", "reference", "humanoid", or a spec.
@@ -53,11 +56,12 @@ def build_task(
         terrain: "flat", "slope", "rough" or "steps", with a size as in "rough:0.05".
         push: largest change of the base's velocity along x and y, m/s, about every two seconds.
         evaluation: what a score means: 10 s from a random phase of the reference, the same for all
-            training settings of the episode.
+            training settings of the episode, and in the engine "mujoco" where "warp" trains.
         num_workers: processes of PyBullet (0: none but this one), or threads of MuJoCo; None: one
-            per core.
+            per core. "warp" has neither.
         timeout: seconds to wait for a process before it is replaced.
         max_restarts: processes that are replaced before the engine gives up.
+        device: of "warp": "cuda", "cuda:1", or "cpu" (for tests); "auto": the first GPU.
         changes: to the spec, section by section: action={"scale": 0.3}.
 
     Raises:
@@ -71,7 +75,11 @@ def build_task(
     clips = ClipSet([load_clip(source, table) for source in _listed(clip)], table)
     ground = make_terrain(terrain)
     settings: dict[str, Any] = {} if ground.is_flat else {"terrain": ground}
-    if num_workers is not None:
+    if engine == "warp" and evaluation:
+        engine = "mujoco"  # the same model in double precision: scores do not hang on a device
+    if engine == "warp":
+        settings |= {"device": device, **asdict(chosen.physics.warp)}
+    elif num_workers is not None:
         settings["num_threads" if engine == "mujoco" else "num_workers"] = num_workers
     if engine in ("bullet", "pybullet"):
         settings |= {"timeout": timeout, "max_restarts": max_restarts}
@@ -87,7 +95,10 @@ def build_task(
         **settings,
     )
     try:
-        seeds = as_seeds(range(seed, seed + num_worlds))
+        seeds: Any = as_seeds(range(seed, seed + num_worlds))
+        place = getattr(worlds, "device", None)
+        if place is not None:
+            clips, seeds = clips.to(place), torch.from_numpy(seeds).to(place)
         return ImitationTask(worlds, clips, chosen, seeds, None if ground.is_flat else ground)
     except BaseException:
         worlds.close()

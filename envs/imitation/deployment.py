@@ -200,7 +200,7 @@ def _our_names(robot: Robot) -> list[str]:
 def _offset(task: ImitationTask, index: int) -> list[float]:
     """The angles (nv), rad, that an action of zero asks for while a clip is imitated."""
     angles = to_angles(task.robot, task.offsets[index : index + 1])
-    return [float(value) for value in np.asarray(angles)[0]]
+    return angles[0].tolist()
 
 
 def _timing(task: ImitationTask) -> dict[str, Any]:

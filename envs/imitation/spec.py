@@ -233,6 +233,14 @@ class BulletSpec:
 
 
 @dataclass(frozen=True)
+class WarpSpec:
+    """What only MuJoCo Warp's worlds have."""
+
+    max_contacts: int | None = None
+    """Of one world that there is room for; None: as many as its geoms can have, up to 32."""
+
+
+@dataclass(frozen=True)
 class PhysicsSpec:
     """The world that the engine simulates, beside the actuation."""
 
@@ -244,6 +252,8 @@ class PhysicsSpec:
     """Coefficient between feet and ground; None: the robot table's."""
     bullet: BulletSpec = field(default_factory=BulletSpec)
     """More of it in PyBullet."""
+    warp: WarpSpec = field(default_factory=WarpSpec)
+    """More of it in MuJoCo Warp."""
 
 
 @dataclass(frozen=True)

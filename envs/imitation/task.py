@@ -399,13 +399,17 @@ class ImitationTask:
 
     # ------------------------------------------------------------------ saving
     def arrays(self) -> dict[str, Array]:
-        """Copies of all arrays that the task's future depends on, besides the engine's."""
+        """Copies of all that the task's future depends on, besides the engine's."""
+        return {name: namespace(array).copy(array) for name, array in self.memory().items()}
+
+    def memory(self) -> dict[str, Array]:
+        """The arrays themselves; on torch, each step writes to the same ones."""
         kept = {f"episode.{name}": array for name, array in self.episodes.arrays().items()}
         kept |= {"previous": self._previous, "history": self._history}
         kept["total_steps"] = self.episodes.total_steps
         if self.spec.action.cutoff is not None:
             kept |= {f"filter.{name}": part for name, part in self._memory._asdict().items()}
-        return {name: namespace(array).copy(array) for name, array in kept.items()}
+        return kept
 
     def load(self, arrays: dict[str, Array], state: State) -> None:
         """Go on from what `arrays` gave, the engine being at `state` already."""

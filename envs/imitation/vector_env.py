@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlgym.envs.imitation.batch import device_env
 from rlgym.envs.imitation.build import Clips, build_task
 from rlgym.envs.imitation.deployment import deployment
 from rlgym.envs.imitation.picture import Picture, check_mode
@@ -19,7 +20,7 @@ from rlgym.envs.imitation.random import as_seeds
 from rlgym.envs.imitation.reward import TERMS
 from rlgym.envs.imitation.spec import Spec
 from rlgym.envs.imitation.task import ImitationTask, StepResult
-from rlgym.errors import ContractError, StateError
+from rlgym.errors import ConfigError, ContractError, StateError
 from rlgym.spaces import map_tree, tree_items
 from rlgym.vector.contract import Output, VectorEnv
 from rlgym.vector.crash import default_folder, write_report
@@ -49,12 +50,15 @@ def make_imitation(
     max_restarts: int = 10,
     crash_dir: str | Path | None = None,
     **changes: Any,
-) -> ImitationVectorEnv:
+) -> VectorEnv:
     """Build `num_envs` worlds in which a robot imitates clips.
+
+    Those of the engine "warp" are a `DeviceVectorEnv` (see `rlgym.envs.imitation.batch`), the
+    others an `ImitationVectorEnv`.
 
     Args:
         num_envs: slots.
-        device: of the tensors that are returned.
+        device: of the tensors that are returned, and of the engine "warp".
         seed: slot i is seeded with `seed + i`.
         output: "torch" or "numpy".
         render_mode: "rgb_array" to render slots, "human" to show slot 0 in a window.
@@ -65,6 +69,11 @@ def make_imitation(
     Raises:
         UserError: an unknown engine, robot, clip, spec or setting, or what the engine cannot do.
     """
+    if engine == "warp" and render_mode is not None and not evaluation:
+        raise ConfigError(
+            "the engine 'warp' draws no pictures: use the engine 'mujoco' for them, whose worlds "
+            "are the same"
+        )
     task = build_task(
         num_envs,
         seed=seed,
@@ -79,8 +88,11 @@ def make_imitation(
         num_workers=num_workers,
         timeout=timeout,
         max_restarts=max_restarts,
+        device=device,
         **changes,
     )
+    if task.engine.name == "warp":
+        return device_env(task, seed=seed, output=output)
     return ImitationVectorEnv(
         task,
         device=device,

@@ -51,6 +51,8 @@ class Imitate(gymnasium.Env):
         **settings: Any,
     ) -> None:
         check_mode(render_mode)
+        if engine == "warp":
+            engine = "mujoco"  # one world gains nothing on a GPU, and is the same here
         self.render_mode = render_mode
         self.task = build_task(1, engine=engine, robot=robot, clip=clip, spec=spec, **settings)
         self.metadata = {**self.metadata, "render_fps": round(1.0 / self.task.control_dt)}

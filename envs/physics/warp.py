@@ -110,6 +110,8 @@ class WarpEngine:
         prepare(model)
         check_memory(model, num_worlds, max_contacts, self.device)
         self._collide, self._capturing, self._closed = collide, capture, False
+        plain = robot.friction if friction is None else friction
+        self._plain = {"friction": plain, "viscous": 0.0, "coulomb": 0.0}
         self._varied: set[str] = set()
         self._random: dict[str, Tensor] = {}
         self._earlier: Tensor | None = None
@@ -151,6 +153,7 @@ class WarpEngine:
         v = torch.as_tensor(self._compiled.v_index, device=self.device) + model.nq
         self._q, self._v = q, v
         self._quat = torch.tensor([4, 5, 6, 3], device=self.device)
+        self._wxyz = torch.tensor([3, 0, 1, 2], device=self.device)
         self._each = torch.arange(B, device=self.device)
         self._latency = torch.full((B,), self.actuation.latency, device=self.device)
         self._radius = torch.tensor([foot.radius for foot in robot.feet], device=self.device)
@@ -251,7 +254,7 @@ class WarpEngine:
         randomization: Randomization | None = None,
     ) -> State:
         qpos, qvel = torch.empty_like(self._qpos), torch.empty_like(self._qvel)
-        qpos[:, :3], qpos[:, 3:7] = root_pos, root_quat[:, [3, 0, 1, 2]]
+        qpos[:, :3], qpos[:, 3:7] = root_pos, root_quat[:, self._wxyz]
         qpos[:, self._q] = q
         qvel[:, :3], qvel[:, 3:6] = root_linvel, rotate_inverse(root_quat, root_angvel)
         qvel[:, self._v - self._host.nq] = qd
@@ -312,8 +315,7 @@ class WarpEngine:
         )
 
     def snapshot(self) -> dict[str, Any]:
-        random = {f"random.{name}": value for name, value in self._random.items()}
-        return {name: value.numpy(force=True).copy() for name, value in self._memory(random)}
+        return {name: value.numpy(force=True).copy() for name, value in self.memory().items()}
 
     def restore(self, snapshot: dict[str, Any]) -> State:
         if "earlier" in snapshot:
@@ -323,27 +325,27 @@ class WarpEngine:
             for name, value in snapshot.items()
             if name.startswith("random.")
         }
-        for name, tensor in self._memory({}):
+        if drawn:
+            everywhere = torch.ones_like(self._broken)
+            self._randomize(everywhere, Randomization(**drawn))
+        for name, tensor in self.memory().items():
             value = torch.as_tensor(snapshot[name])
             if value.shape != tensor.shape:
                 raise ValueError(f"{name} is of another number of worlds")
             tensor.copy_(value)
-        if drawn:
-            everywhere = torch.ones_like(self._broken)
-            self._randomize(everywhere, Randomization(**drawn))
         return self._read()
 
     def close(self) -> None:
         self._graphs, self._closed = {}, True
 
-    def _memory(self, random: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
-        """All that the future depends on."""
+    def memory(self) -> dict[str, Tensor]:
+        """All that the future depends on: the tensors themselves, which each step writes to."""
         kept = {"qpos": self._qpos, "qvel": self._qvel, "states": self._states}
         kept |= {"torque": self._torque, "power": self._power, "touching": self._touching}
         kept |= {"broken": self._broken, "latency": self._latency}
         if self._earlier is not None:
             kept["earlier"] = self._earlier
-        return [*kept.items(), *random.items()]
+        return kept | {f"random.{name}": value for name, value in self._random.items()}
 
     # ----- Parts of a step -----------------------------------------------------------------------
 
@@ -440,11 +442,8 @@ class WarpEngine:
             self._vary(set(wanted))
         for name, value in wanted.items():
             value = value.to(self._qpos)
-            old = self._random.get(name)
-            if old is None:  # worlds that are not asked for get their first draw all the same
-                self._random[name] = value.clone()
-            else:
-                old.copy_(choose_rows(mask, value, old))
+            old = self._random.setdefault(name, torch.full_like(value, self._plain.get(name, 1.0)))
+            old.copy_(choose_rows(mask, value, old))
         self._parameters.write(self._random)
 
     def _vary(self, names: set[str]) -> None:
