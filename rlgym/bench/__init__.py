@@ -33,7 +33,9 @@ BENCHES: dict[str, tuple[str, str]] = {
         "imitate_reference",
         "returns of the original's published policies in our worlds",
     ),
+    "export": ("export", "errors, times and sizes of exported policies, deadlines, guards"),
     "vector": ("vector", "what the worker processes cost per step, against raw and Gymnasium's"),
+    "unity": ("unity", "steps per second of Unity scenes, against Unity's own Python client"),
     "memory": ("memory", "growth of resident memory over a million steps"),
     "learning": ("learning", "returns of the shipped presets on all worlds, five seeds each"),
 }

@@ -60,7 +60,7 @@ def run(argv: list[str]) -> int:
     try:
         checks = verify(wanted.bundle, trust=wanted.trust)
         if wanted.closed_loop and all(check.passed for check in checks):
-            checks += _closed_loop(wanted)
+            checks += closed_loop(wanted)
     except DeployError as error:
         raise UserError(str(error)) from None
     passed = all(check.passed for check in checks)
@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
     return 0 if passed else 1
 
 
-def _closed_loop(wanted: Options) -> list[Check]:
+def closed_loop(wanted: Options) -> list[Check]:
     """One check per copy: its mean return beside the first one's."""
     from rlgym.deploy.bundle import Bundle
     from rlgym.export.closed_loop import ALLOWED, check_world, closeness, copies

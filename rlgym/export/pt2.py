@@ -30,7 +30,7 @@ def write_pt2(graph: Graph) -> bytes:
     with torch.no_grad():
         program = torch.export.export(
             GraphModule(graph).eval(),
-            _tensors(graph, inputs),
+            tensors_of(graph, inputs),
             dynamic_shapes=(tuple({0: batch} for _ in graph.inputs),),
         )
     target = io.BytesIO()
@@ -49,18 +49,37 @@ def run_pt2(data: bytes, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict
     Raises:
         BundleError: torch cannot load it, or it gives something else.
     """
+    return run_program(load_pt2(data), graph, inputs)
+
+
+def load_pt2(data: bytes) -> Any:
+    """The program of a .pt2 of ours, as a module; see `run_pt2`."""
     try:
-        program = torch.export.load(io.BytesIO(data)).module()
+        return torch.export.load(io.BytesIO(data)).module()
+    except Exception as error:
+        raise _failed(error) from None
+
+
+def run_program(
+    program: Any, graph: Graph, inputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What a loaded program gives; see `run_pt2`."""
+    try:
         with torch.no_grad():
-            outputs = program(*_tensors(graph, inputs))
+            outputs = program(*tensors_of(graph, inputs))
         named = zip(graph.outputs, outputs, strict=True)
         return {port.name: value.numpy() for port, value in named}
     except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        raise BundleError(f"the .pt2 cannot be run ({said}): export the policy again") from None
+        raise _failed(error) from None
 
 
-def _tensors(graph: Graph, inputs: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
+def _failed(error: Exception) -> BundleError:
+    said = " ".join(str(error).split())[:200]
+    return BundleError(f"the .pt2 cannot be run ({said}): export the policy again")
+
+
+def tensors_of(graph: Graph, inputs: Mapping[str, np.ndarray]) -> tuple[Tensor, ...]:
+    """A program's arguments, in order."""
     return tuple(torch.from_numpy(np.ascontiguousarray(inputs[p.name])) for p in graph.inputs)
 
 

@@ -143,16 +143,20 @@ class LiteRT:
         found: dict[str, list[np.ndarray]] = {name: [] for name in self._places}
         try:
             for row in pack_inputs(self.graph, dict(inputs)):
-                self._runtime.set_tensor(self._source, row[None])
-                self._runtime.invoke()
-                for name, index in self._places.items():
-                    found[name].append(self._runtime.get_tensor(index))
+                for name, value in zip(self._places, self.decide(row[None]), strict=True):
+                    found[name].append(value)
             return {
                 port.name: np.reshape(found[port.name], (-1, *port.shape)).astype(port.dtype)
                 for port in self.graph.outputs
             }
         except (RuntimeError, ValueError) as error:
             raise _failed(error) from None
+
+    def decide(self, row: np.ndarray) -> list[np.ndarray]:
+        """The outputs, in the graph's order and the file's types, for (1, n) packed inputs."""
+        self._runtime.set_tensor(self._source, row)
+        self._runtime.invoke()
+        return [self._runtime.get_tensor(index) for index in self._places.values()]
 
 
 def _failed(error: Exception) -> UserError:

@@ -66,6 +66,22 @@ def test_ppo_cartpole(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # trains, and installs the robot's runtime
+def test_export(capsys):
+    outcome = run_quick(capsys, "export")
+    found = {case["name"]: case for case in outcome["cases"]}
+    assert len(found) == 9
+    assert found["largest error of float formats"]["met"]
+    assert set(found["largest error of int8 weights"]["details"]["errors"]) == {
+        *("c-int8", "tflite-int8")
+    }
+    faults = next(case for name, case in found.items() if "guard" in name)
+    assert faults["met"] and len(faults["details"]) == 8
+    runtime = found["virtual environment of the runtime"]
+    assert runtime["met"] or "failed" in runtime["details"]  # without a network
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_imitate_trot(capsys):
     outcome = run_quick(capsys, "imitate-trot", "--limit", "100")
