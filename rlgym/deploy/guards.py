@@ -18,7 +18,7 @@ import numpy as np
 
 from .bundle import finite
 from .errors import FaultError
-from .observation import JOINT_ANGLE, ORIENTATION, Joints
+from .observation import JOINT_ANGLE, ORIENTATION, POSITION, Joints
 from .robots.robot import Mode, Reading
 from .rotations import gravity
 
@@ -125,7 +125,10 @@ class Guards:
         age = now - reading.time
         if not age <= self._stale:
             return self._trip("stale", f"the newest reading is {age * 1e3:.0f} ms old", now)
-        for name, size in self._needs.items():
+        needs = self._needs
+        if self._joints is not None and POSITION in values:  # a motion is laid by it where it is
+            needs = {POSITION: 3, **needs}
+        for name, size in needs.items():
             value = values.get(name)
             if value is None or not np.isfinite(value).all():
                 what = "missing" if value is None else "not finite"

@@ -103,6 +103,25 @@ def test_each_fault_trips_its_guard_within_one_cycle(bundle: Bundle, kind: str) 
     assert report.ended == f"a guard tripped: {kind}"
 
 
+@pytest.mark.parametrize(
+    ("place", "kind"), [(np.full(3, np.nan), "non-finite"), (np.zeros(4), "shape")]
+)
+def test_a_position_that_the_policy_does_not_ask_for_is_looked_at_too(
+    bundle: Bundle, place: np.ndarray, kind: str
+) -> None:
+    loop, _, clock = make_loop(bundle)
+    read = loop.robot.read
+
+    def lost() -> Reading:
+        shown = place if clock.now() > 1.0 else np.zeros(3)
+        return Reading(clock.now(), {**read().values, "position": shown})
+
+    loop.robot.read = lost
+    fault = loop.run(seconds=10.0).fault
+    assert fault.kind == kind and "position" in fault.text
+    assert 1.0 <= fault.time <= 1.0 + DT + 1e-9
+
+
 def test_a_fault_latches_until_it_is_reset(bundle: Bundle) -> None:
     loop, told, _ = make_loop(bundle, "tilt", after=0.5)
     loop.run(seconds=1.0)
