@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium
 
-from rlgym.errors import ConfigError, MissingExtraError, UserError, WorldError
+from rlgym.errors import ConfigError, DeviceError, MissingExtraError, UserError, WorldError
 from rlgym.settings import suggest
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ TENSOR_WORLDS: dict[str, str | Callable[..., Any]] = {
 """Id -> builder of a `rlgym.vector.tensor_world.TensorWorld`; Gymnasium has each of them too."""
 MANY = 64
 """Worlds from which on a batch of tensors is stepped sooner than so many Python objects."""
+
+DEVICE_BATCHES: dict[str, tuple[str, str]] = {"rlgym/Imitate-v0": ("engine", "warp")}
+"""Id of `VECTOR_ENTRY_POINTS` -> argument, and its value with which the batch lives on a device."""
 
 
 UNITY = "unity:"
@@ -225,6 +228,8 @@ def make_vec(
     from rlgym.device import resolve
 
     place = resolve(device)
+    if str(device) == "auto" and place.type == "cpu":
+        require_accelerator(world, {**(env_kwargs or {}), **world_kwargs})
     common: dict[str, Any] = {"device": place, "seed": seed, "output": output}
     kwargs = {**(env_kwargs or {}), **world_kwargs}
     if isinstance(world, str) and is_scene(world):
@@ -263,6 +268,27 @@ def make_vec(
             spec, num_envs, num_groups=groups, num_workers=num_workers, timeout=timeout, **common
         )
     raise ConfigError(f'unknown backend {backend!r}: use "auto", "sync", "process" or "device"')
+
+
+def is_device_batch(world: str | WorldFactory, kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether a world is a batch that lives on the device which it is made for."""
+    argument, value = DEVICE_BATCHES.get(world, ("", "")) if isinstance(world, str) else ("", "")
+    return bool(argument) and kwargs.get(argument) == value
+
+
+def require_accelerator(world: str | WorldFactory, kwargs: Mapping[str, Any]) -> None:
+    """Refuse to put a batch on a CPU that is made for an accelerator, where nobody asked for that.
+
+    Raises:
+        DeviceError: names what to use instead.
+    """
+    if is_device_batch(world, kwargs):
+        argument, value = DEVICE_BATCHES[str(world)]
+        raise DeviceError(
+            f"{world} with {argument} {value} wants an NVIDIA GPU, and torch sees none: use "
+            f"--env.{argument} mujoco, which is the same physics and faster on a CPU, or say "
+            "--device cpu to run it all the same"
+        )
 
 
 def suits_tensors(

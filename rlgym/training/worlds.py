@@ -13,7 +13,14 @@ from torch import nn
 
 from rlgym.config import SACConfig, TrainConfig
 from rlgym.device import resolve
-from rlgym.registry import WorldFactory, is_scene, make_vec, suits_tensors
+from rlgym.registry import (
+    WorldFactory,
+    is_device_batch,
+    is_scene,
+    make_vec,
+    require_accelerator,
+    suits_tensors,
+)
 from rlgym.spaces import Layout
 from rlgym.training.folder import CRASHES, check_world
 from rlgym.vector.contract import VectorEnv
@@ -101,13 +108,19 @@ def worlds_device(config: TrainConfig, world: WorldFactory | None) -> torch.devi
     operation, however small.
     """
     cpu = torch.device("cpu")
+    name = world or config.env_id
+    if is_device_batch(name, config.env):
+        place = resolve(config.device)
+        if config.device == "auto" and place == cpu:
+            require_accelerator(name, config.env)
+        return place
     if config.device == "auto" and config.num_envs < CROWD:
         return cpu
     place = resolve(config.device)
     if config.backend == "device":
         return place
     asked = (config.num_groups, config.num_workers)
-    suits = suits_tensors(world or config.env_id, config.env, config.num_envs, place, *asked)
+    suits = suits_tensors(name, config.env, config.num_envs, place, *asked)
     return place if config.backend == "auto" and suits else cpu
 
 
