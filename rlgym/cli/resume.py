@@ -7,7 +7,7 @@ from tyro.conf import Positional
 
 from rlgym.cli.arguments import parse
 from rlgym.cli.runs import read_run
-from rlgym.cli.train import Progress
+from rlgym.cli.train import Progress, follows
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,13 @@ def run(argv: list[str]) -> int:
     changes = {name: value for name, value in changes.items() if value is not None}
     from rlgym.training.run import resume
 
-    with Progress(wanted.console) as progress:
+    console = "off" if follows() else wanted.console
+    with Progress(console) as progress:
         resume(
             wanted.run,
             wanted.total_steps,
             hooks=progress,
-            console=wanted.console,
+            console=console,
             trust=True,  # read_run has asked
             **changes,
         )
