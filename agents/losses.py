@@ -163,3 +163,22 @@ def temperature_loss(
     at 1 is its gradient everywhere.
     """
     return -log_temperature * ((log_probs + target_entropy) * share).sum()
+
+
+# -------------------------------------------------------------------------- behaviour cloning
+
+
+def box_cloning_loss(actions: Tensor, shown: Tensor, weights: Tensor) -> Tensor:
+    """Mean squared distance from what a demonstrator did; actions and shown are (B, D)."""
+    return weighted_mean((actions - shown).square().mean(-1), weights)
+
+
+def choice_cloning_loss(log_probs: Tensor, shown: Tensor, weights: Tensor) -> Tensor:
+    """Negative log-probability of what a demonstrator chose.
+
+    Args:
+        log_probs: (B, M), components side by side.
+        shown: (B, M), 1 where the demonstrator chose, else 0.
+        weights: (B,).
+    """
+    return -weighted_mean((log_probs * shown).sum(-1), weights)

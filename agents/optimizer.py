@@ -73,6 +73,15 @@ class FlatAdam:
         """Take gradients that autograd gave, in the order of `parameters`."""
         torch.cat([grad.reshape(-1) for grad in grads], out=self.grad)
 
+    def add(self, grads: Sequence[Tensor], weight: float) -> None:
+        """Add gradients of another loss, times its weight."""
+        self.grad.add_(torch.cat([grad.reshape(-1) for grad in grads]), alpha=weight)
+
+    def forget(self) -> None:
+        """Begin anew, with the parameters where they are: no moments, no steps."""
+        for state in (self.exp_avg, self.exp_avg_sq, self.steps):
+            state.zero_()
+
     def step(self, max_norm: float | None, hold: Tensor | None = None) -> Tensor:
         """Clip the gradient's global norm to `max_norm` and take one step.
 

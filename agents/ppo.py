@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlgym.agents.cloning import Cloning
 from rlgym.agents.learner_state import parts_of
 from rlgym.agents.losses import (
     approximate_kl,
@@ -83,6 +84,7 @@ class PPO:
         self.cfg = cfg
         self.total_steps = total_steps
         self.peers: Peers = ALONE
+        self.cloning: Cloning | None = None
         self.symmetry = symmetry if cfg.symmetry_coef else None
         self.optimizer = FlatAdam(policy.parameters(), cfg.learning_rate, cfg.adam_eps)
         self.n_updates = torch.zeros((), dtype=torch.int64)
@@ -103,7 +105,8 @@ class PPO:
             Scalars by name, as tensors: SB3's "train/*" and "health/skipped_updates".
         """
         # inference mode spares each operation autograd's bookkeeping: a tenth of a small minibatch
-        with torch.inference_mode() if self.without_autograd else torch.no_grad():
+        fast = self.without_autograd and self.cloning is None
+        with torch.inference_mode() if fast else torch.no_grad():
             return self._update(buffer, progress, generator)
 
     def _update(
@@ -114,6 +117,7 @@ class PPO:
         rows, entropy = self._rows(buffer)
         seen: list[dict[str, Tensor]] = []
         norms: list[Tensor] = []
+        cloning: list[Tensor] = []
         before = self.optimizer.steps.clone()
         held = torch.zeros((), device=before.device)
         stop: Tensor | None = None
@@ -124,6 +128,8 @@ class PPO:
             outcomes = []
             for batch in map(self._time_major, minibatches):
                 log_probs, values = self._gradient(batch)
+                if self.cloning is not None:
+                    cloning.append(self.cloning.add_gradient(generator))
                 if stop is not None:
                     kl = approximate_kl(log_probs, batch["log_probs"], batch["weights"], self.peers)
                     stop = stop | (kl > KL_STOP * cfg.target_kl)  # type: ignore[operator]
@@ -138,6 +144,8 @@ class PPO:
         metrics = self._metrics(rows, seen, entropy, norms)
         skipped = len(norms) - (self.optimizer.steps - before) - held
         metrics["health/skipped_updates"] = skipped
+        if cloning:
+            metrics["train/clone_loss"] = torch.stack(cloning).mean()
         if cfg.learning_rate_schedule == "kl":
             self._adapt_learning_rate(_kl(seen[-1], self.peers))
         self.policy.update_normalizer(buffer)
@@ -151,6 +159,8 @@ class PPO:
         if cfg.learning_rate_schedule == "linear":
             self.optimizer.learning_rate.fill_(cfg.learning_rate * left)
         self.clip = cfg.clip * left if cfg.clip_schedule == "linear" else cfg.clip
+        if self.cloning is not None:
+            self.cloning.follow(progress)
 
     @torch.no_grad()
     def _rows(self, buffer: Any) -> tuple[dict[str, Any], Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlgym.agents.cloning import Cloning
 from rlgym.agents.learner_state import parts_of
 from rlgym.agents.losses import temperature_loss
 from rlgym.agents.optimizer import FlatAdam, flatten
@@ -36,6 +37,7 @@ class SAC:
     Attributes:
         log_temperature: () log of the entropy's weight.
         updates: gradient steps done.
+        cloning: what was demonstrated, to be imitated beside; None without.
 
     Raises:
         UserError: for settings that contradict each other.
@@ -47,6 +49,7 @@ class SAC:
         self.cfg = cfg
         self.total_steps = total_steps
         self.peers: Peers = ALONE
+        self.cloning: Cloning | None = None
         self.updates = 0
         self._rates = (
             cfg.learning_rate,
@@ -96,7 +99,8 @@ class SAC:
             with torch.no_grad():
                 batch = replay.sample(self.cfg.batch_size, generator)
             # inference mode spares each operation autograd's bookkeeping
-            with torch.inference_mode() if self.way.without_autograd else torch.no_grad():
+            fast = self.way.without_autograd and self.cloning is None
+            with torch.inference_mode() if fast else torch.no_grad():
                 metrics, error = self.step(batch, generator, with_actor)
             if self.cfg.prioritized:
                 with torch.no_grad():
@@ -133,6 +137,8 @@ class SAC:
         metrics["q_mean"] = torch.mv(q, way.share).mean()
         if with_actor:
             metrics["actor_loss"] = way.actor_gradient(temperature)
+            if self.cloning is not None:
+                metrics["clone_loss"] = self.cloning.add_gradient(generator)
             self.actor_optimizer.step(cfg.max_grad_norm)
         self._target.lerp_(self.critic_optimizer.flat, cfg.tau)
         self.updates += 1
@@ -153,6 +159,8 @@ class SAC:
             left = max(0.0, 1.0 - progress)
             for optimizer, rate in zip(self._optimizers().values(), self._rates, strict=True):
                 optimizer.learning_rate.fill_(rate * left)
+        if self.cloning is not None:
+            self.cloning.follow(progress)
 
     def _steps_taken(self) -> Tensor:
         return self.critic_optimizer.steps + self.actor_optimizer.steps

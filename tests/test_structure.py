@@ -18,7 +18,16 @@ SHIPPED = ("rlgym", *MAPPED)
 MAX_LINES = 550
 
 # Who may import whom; a room may always import itself. A new room needs a line here.
-FOUNDATION = {"config", "configs", "device", "errors", "settings", "space_json", "spaces"}
+FOUNDATION = {
+    "config",
+    "config_rules",
+    "configs",
+    "device",
+    "errors",
+    "settings",
+    "space_json",
+    "spaces",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(FOUNDATION, FOUNDATION),
     "assets": set(),

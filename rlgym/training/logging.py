@@ -42,6 +42,7 @@ NAMES: dict[str, str] = {
     "train/policy_gradient_loss": "clipped surrogate loss",
     "train/value_loss": "mean squared error of the values",
     "train/symmetry_loss": "mirror loss",
+    "train/clone_loss": "distance from what was demonstrated",
     "train/std": "mean standard deviation of Gaussian actions",
     "train/actor_loss": "loss of SAC's actor: temperature times log-probability, less the value",
     "train/critic_loss": "half the mean squared error of each of SAC's critics, summed over them",
