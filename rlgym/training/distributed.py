@@ -297,11 +297,11 @@ def _as_loss(group: Group) -> Iterator[None]:
         yield
     except RuntimeError as error:
         cause = group.cause()
-        what = f" ({cause})" if cause else ""
-        reason = "" if cause else f" [{str(error).splitlines()[0][:120]}]"
+        what = "does not answer" if "imed out" in str(error) else "is lost"
         raise PeerLostError(
-            f"one of the {group.size} processes that train together is lost{what}: all of them "
-            f"stop; rlgym resume, under torchrun again, goes on from the newest checkpoint{reason}"
+            f"one of the {group.size} processes that train together {what}"
+            f"{f' ({cause})' if cause else ''}: all of them stop; rlgym resume, under torchrun "
+            "again, goes on from the newest checkpoint"
         ) from None
 
 

@@ -90,7 +90,7 @@ def test_killed_process_stops_the_others_with_one_error_and_leaves_the_checkpoin
     ended = finish(start("tests.training.group_run", folder, "ppo", "--die-at", 1300))
     (status, out, err), (killed, _, _) = ended
     assert killed == -9 and status == 1 and not out
-    errors = [line for line in err.splitlines() if "Error" in line]
+    errors = [line for line in err.splitlines() if "Error: " in line]
     assert len(errors) == 1 and "one of the 2 processes" in errors[0], err
     assert "rlgym resume" in errors[0]
     saved = checkpoints.newest(folder)
