@@ -469,7 +469,7 @@ def preset_for(
     # "package:World-v0" and "World-v0" are the same world once the package is imported.
     world = env_id.rpartition(":")[2]
     for name in presets():
-        if world not in (resources.files("rlgym.configs") / f"{name}.yaml").read_text("utf-8"):
+        if world not in _preset_text(name):
             continue  # reading all of them as YAML takes as long as building a run
         config = load_preset(name)
         same_world = config.env_id.rpartition(":")[2] == world
@@ -478,6 +478,10 @@ def preset_for(
             if agrees > most:
                 best, most = name, agrees
     return best
+
+
+def _preset_text(name: str) -> str:
+    return (resources.files("rlgym.configs") / f"{name}.yaml").read_text("utf-8")
 
 
 def _check_events(text: str) -> None:

@@ -277,6 +277,7 @@ def test_the_arguments_of_a_world_choose_among_its_presets(monkeypatch):
     }
     monkeypatch.setattr("rlgym.config.presets", lambda: sorted(made))
     monkeypatch.setattr("rlgym.config.load_preset", lambda name: made[name])
+    monkeypatch.setattr("rlgym.config._preset_text", lambda name: made[name].env_id)
     assert preset_for("Many-v0") == "many-a-ppo"
     assert preset_for("Many-v0", env={"robot": "b"}) == "many-b-ppo"
     assert preset_for("Many-v0", env={"robot": "c", "clip": "y"}) == "many-a-ppo"
