@@ -12,7 +12,7 @@ from rlgym.envs.unity.codec import Codec
 from rlgym.envs.unity.connector import Player, PlayerFrozen
 from rlgym.envs.unity.frames import Actions, Batch, BehaviorSpec, Frame
 from rlgym.envs.unity.side_channels import SideChannels
-from rlgym.envs.unity.slots import PATIENCE, Slots, allowed
+from rlgym.envs.unity.slots import PATIENCE, IdCounter, Slots, allowed
 from rlgym.errors import WorldError
 
 SETTLED = 10
@@ -47,6 +47,7 @@ class Link:
 
     Attributes:
         slots: behaviour -> slots; the world fills it in. Agents of other behaviours do nothing.
+        counter: of the player's ids.
         stepping: a step is under way.
         sent: names of the views whose actions for the next step are there.
     """
@@ -56,6 +57,7 @@ class Link:
     ) -> None:
         self.channels = channels
         self.slots: dict[str, Slots] = {}
+        self.counter = IdCounter()
         self.stepping = False
         self.sent: set[str] = set()
         self.player: Player | None = None
@@ -70,6 +72,7 @@ class Link:
     def start(self) -> None:
         """Start a player; `connect` waits for it."""
         self._frame = Frame()
+        self.counter.restart()
         self.player = self._make_player()
         self.player.start()
 
@@ -195,6 +198,10 @@ class Link:
             if slots is not None:
                 slots.take(batch)
                 asked = asked or bool(slots.asking.any())
+            else:
+                self.counter.see(int(batch.ids.max()))
+                for _ in range(len(batch.ids) - batch.num_deciding):
+                    self.counter.issue()
         if asked:
             for slots in self.slots.values():
                 slots.pass_round()

@@ -19,7 +19,6 @@ last action, as `rlgym.vector.contract` says.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +49,30 @@ class Rows:
     """(count, 2) float32: the agent's own reward and its group's; None when not wanted."""
 
 
+class IdCounter:
+    """The number that a player gives next; its agents of all behaviours share it.
+
+    Unity gives an agent its next id at the moment in which it ends, from one counter. So the ends
+    tell which body a new id will be, however late it asks for its first decision.
+    """
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def restart(self) -> None:
+        """Begin anew, as another player does."""
+        self._next = 0
+
+    def see(self, number: int) -> None:
+        """Note an id that an agent has."""
+        self._next = max(self._next, number + 1)
+
+    def issue(self) -> int:
+        """The id that an agent that ends now gets."""
+        self._next += 1
+        return self._next - 1
+
+
 class Slots:
     """The slots of one behaviour in one player.
 
@@ -58,6 +81,7 @@ class Slots:
         count: slots.
         rows: where results are written.
         group_weight: how much a group's reward counts beside the agent's own.
+        counter: of the player's ids.
 
     Attributes:
         alive: (count,) bool: an agent stands in the slot.
@@ -68,7 +92,13 @@ class Slots:
     """
 
     def __init__(
-        self, spec: BehaviorSpec, count: int, rows: Rows, *, group_weight: float = 1.0
+        self,
+        spec: BehaviorSpec,
+        count: int,
+        rows: Rows,
+        *,
+        group_weight: float = 1.0,
+        counter: IdCounter | None = None,
     ) -> None:
         self.spec = spec
         self.count = count
@@ -81,7 +111,8 @@ class Slots:
         self.empty_episodes = 0
         self._fresh = np.zeros(count, np.bool_)  # this step's action was not handed over yet
         self._slot_of: dict[int, int] = {}
-        self._freed: deque[int] = deque(range(count))  # in order, the longest free one first
+        self._counter = counter or IdCounter()
+        self._free: dict[int, int] = dict.fromkeys(range(count), -1)  # slot -> id that will come
         self._group = np.zeros(count, np.int64)
         self._silence = np.zeros(count, np.int64)  # rounds since the agent was heard of
         self._ends: dict[int, _End] = {}  # slots whose end is still to be told
@@ -120,7 +151,7 @@ class Slots:
         for flags in (self.alive, self.asking, self.owing, self._fresh):
             flags[:] = False
         self._slot_of.clear()
-        self._freed = deque(range(self.count))
+        self._free = dict.fromkeys(range(self.count), -1)
         self._group[:] = 0
         self.ids[:] = -1
         self._deciding, self._known, self._whole = self._deciding[:0], None, False
@@ -201,7 +232,7 @@ class Slots:
         """Give up the agents that this step waits for and that stay silent; how many there were."""
         gone = np.flatnonzero(self.owing & self.alive & (self._silence >= PATIENCE))
         for slot in gone.tolist():
-            self._free(slot)
+            self._vacate(slot)
         if not self._resetting:
             self._mark_lost(gone)
         self.owing[gone] = False
@@ -267,11 +298,16 @@ class Slots:
 
     def _end(self, batch: Batch, row: int) -> None:
         """Note that an agent's episode is over."""
-        slot = self._slot_of.get(int(batch.ids[row]))
+        number = int(batch.ids[row])
+        slot = self._slot_of.get(number)
         if slot is None:
-            self.empty_episodes += 1
+            self._counter.see(number)
+            self.empty_episodes += not self._resetting
+            free = next((free for free, coming in self._free.items() if coming == number), None)
+            if free is not None:
+                self._free[free] = self._counter.issue()
             return
-        self._free(slot)
+        self._vacate(slot, self._counter.issue())
         self.owing[slot] = False
         self.asking[slot] = False
         if slot in self._told:  # its episode began and ended without an action of this step
@@ -307,6 +343,7 @@ class Slots:
         """The slots of these agents, and those of them that a new agent has taken."""
         slot_of = self._slot_of
         numbers = ids.tolist()
+        self._counter.see(max(numbers, default=-1))
         unknown = sorted(
             (number, int(group))
             for number, group in zip(numbers, groups.tolist(), strict=True)
@@ -323,12 +360,12 @@ class Slots:
         return np.array([slot_of[number] for number in numbers], np.int64), new
 
     def _claim(self, number: int, group: int) -> int:
-        """The slot of a new agent: the one that is free longest, of its own group if there is one.
+        """The slot of a new agent: the one that its id was foreseen for, in its own group.
 
-        Unity gives ids in the order in which agents end, so the k-th of the ended and the k-th
-        smallest of the new ids are the same body.
+        Where the forecast fails, because agents of several behaviours ended at once, or others
+        were made, it is the slot of the nearest id before, which keeps their order.
         """
-        if not self._freed:
+        if not self._free:
             silent = np.flatnonzero(self.alive & (self._silence >= PATIENCE))
             if not len(silent):
                 raise WorldError(
@@ -337,19 +374,20 @@ class Slots:
                     "scene ever has"
                 )
             slot = int(silent[np.argmax(self._silence[silent])])
-            self._free(slot)
+            self._vacate(slot)
             if not self._resetting:
                 self._mark_lost(np.array([slot]))
-        if group:
-            for slot in self._freed:
-                if self._group[slot] == group:
-                    self._freed.remove(slot)
-                    return slot
-        return self._freed.popleft()
+        free = [slot for slot in self._free if group and self._group[slot] == group]
+        free = free or list(self._free)
+        before = [slot for slot in free if self._free[slot] <= number]
+        slot = max(before, key=self._free.__getitem__) if before else free[0]
+        del self._free[slot]
+        return slot
 
-    def _free(self, slot: int) -> None:
+    def _vacate(self, slot: int, coming: int = -1) -> None:
+        """Take the agent out of a slot; the agent `coming` will be the next, if that is known."""
         self._slot_of.pop(int(self.ids[slot]))
-        self._freed.append(slot)
+        self._free[slot] = coming
         self.ids[slot] = -1
         self.alive[slot] = False
         self._silence[slot] = 0

@@ -126,7 +126,11 @@ class UnityVectorEnv(VectorEnv):
                 rows = slice(start, start + count)
                 weight = world.group_reward_weight
                 slots = Slots(
-                    world.scene.specs[name], count, self._views_of(rows), group_weight=weight
+                    world.scene.specs[name],
+                    count,
+                    self._views_of(rows),
+                    group_weight=weight,
+                    counter=link.counter,
                 )
                 link.slots[name] = slots
                 self._slots.append(slots)
