@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlgym.envs.imitation.arrays import choose_rows, namespace
+from rlgym.envs.imitation.arrays import choose_rows, namespace, renewed
 from rlgym.envs.imitation.kinematics import foot_positions
 from rlgym.envs.physics.engine import Actuation, Randomization, Sensed, State
 from rlgym.envs.physics.robots import Robot
@@ -35,8 +35,7 @@ class Puppet:
     def reset(self, mask: Any, *first: Any) -> State:
         *start, randomization = first
         self.resets.append((namespace(mask).copy(mask), randomization))
-        pairs = zip(start, self._now, strict=True)
-        self._now = [choose_rows(mask, new, old) for new, old in pairs]
+        self._go([choose_rows(mask, new, old) for new, old in zip(start, self._now, strict=True)])
         self.broken = self.broken & ~mask
         return self._state()
 
@@ -45,11 +44,15 @@ class Puppet:
         pos, quat, linvel, angvel, q, _ = self._now
         linvel = linvel if push is None else linvel + namespace(pos).astype(push, pos)
         dt = self.actuation.control_dt
-        self._now = [pos + dt * linvel, quat, linvel, angvel, target, (target - q) / dt]
+        self._go([pos + dt * linvel, quat, linvel, angvel, target, (target - q) / dt])
         return self._state()
 
+    def _go(self, now: list[Any]) -> None:
+        """Be in another state; on torch, in the same memory."""
+        self._now = [renewed(old, new) for old, new in zip(self._now, now, strict=True)]
+
     def _state(self) -> State:
-        pos, quat, linvel, angvel, q, qd = self._now
+        pos, quat, linvel, angvel, q, qd = (namespace(x).copy(x) for x in self._now)
         feet = foot_positions(self.robot, pos, quat, q)
         no = feet[..., 0] > 1e9
         return State(
