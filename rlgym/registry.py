@@ -21,6 +21,7 @@ from rlgym.errors import ConfigError, DeviceError, MissingExtraError, UserError,
 from rlgym.settings import suggest
 
 if TYPE_CHECKING:
+    from rlgym.spaces import Layout
     from rlgym.vector.contract import VectorEnv
 
 Backend = Literal["auto", "sync", "process", "device"]
@@ -371,6 +372,33 @@ def _build_batch(
         if key not in known and not takes_any:
             raise ConfigError(f"{name} takes no argument {key!r}: {suggest(key, known)}")
     return builder(num_envs=num_envs, **named, **kwargs)
+
+
+def recording(path: str | os.PathLike[str], obs: Layout, actions: Layout) -> Any:
+    """What somebody did in a world, as `rlgym.rollout.demonstrations` names its arrays.
+
+    Args:
+        path: Unity's .demo, or a folder of them.
+        obs: layout of the world's observations.
+        actions: layout of its actions.
+
+    Returns:
+        Arrays by name; None where this is no file of a kind of worlds.
+
+    Raises:
+        UserError: the file is no recording, or of a scene with other sensors or actions.
+    """
+    folder = Path(path)
+    files = sorted(folder.glob("*.demo")) if folder.is_dir() else [folder]
+    if not files or files[0].suffix != ".demo":
+        return None
+    try:
+        from rlgym.envs.unity.demonstrations import arrays_of
+    except ImportError as error:
+        raise MissingExtraError(
+            f"Unity's demonstrations need {error.name}: pip install 'rlgym-lab[unity]'"
+        ) from error
+    return arrays_of(files, obs, actions)
 
 
 def choose_backend(

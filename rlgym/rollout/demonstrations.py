@@ -9,6 +9,7 @@ episode:
     terminated           (K,)       the world ended with this step
     truncated            (K,)       the recording stopped, or time ran out, after this step
     next_observations    (K, ...)   what was seen after the step; optional
+    action_masks         (K, M)     which choices were allowed, nonzero = allowed; optional
 
 Without `next_observations` the last observation of a truncated episode is not known, so its last
 step only says where the step before it led. The last step of a file ends its episode.
@@ -35,6 +36,7 @@ from rlgym.settings import short
 from rlgym.spaces import Layout, Leaf, Tree
 
 SUFFIXES = (".safetensors", ".npz")
+MASKS = "action_masks"
 
 
 @dataclass
@@ -80,19 +82,39 @@ def load(path: str | os.PathLike[str], obs_layout: Layout, action_layout: Layout
     path = Path(path)
     if path.is_dir():
         return _from_run(path, obs_layout, action_layout)
-    arrays = _read(path)
+    return from_arrays(path, _read(path), obs_layout, action_layout)
+
+
+def from_arrays(
+    source: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    obs_layout: Layout,
+    action_layout: Layout,
+) -> Demonstrations:
+    """Take the arrays that a file would hold.
+
+    Args:
+        source: where they come from, for errors.
+        arrays: by the names above.
+        obs_layout: layout of the world's observations.
+        action_layout: layout of its actions.
+
+    Raises:
+        UserError: as `load`.
+    """
+    path = Path(source)
     actions = _expected("actions", action_layout)
     obs, following = (_expected(n, obs_layout) for n in ("observations", "next_observations"))
     needed = [*obs, *actions, "rewards", "terminated", "truncated"]
     missing = [name for name in needed if name not in arrays]
-    unknown = sorted(set(arrays) - {*needed, *following})
+    unknown = sorted(set(arrays) - {*needed, *following, MASKS})
     has_following = all(name in arrays for name in following)
     if not has_following:
         unknown += [name for name in following if name in arrays]
     if missing or unknown:
         raise UserError(
             f"{path} lacks {missing or 'nothing'} and has the unknown {unknown or 'nothing'}: "
-            f"it must hold {needed}, and may hold {[*following]}"
+            f"it must hold {needed}, and may hold {[*following, MASKS]}"
         )
     K = len(arrays["rewards"]) if arrays["rewards"].ndim else 0
     leaves = obs | actions | (following if has_following else {})
@@ -106,12 +128,14 @@ def load(path: str | os.PathLike[str], obs_layout: Layout, action_layout: Layout
             f"{path}: 'rewards' holds values that are not finite: remove their episodes"
         )
     ends = [arrays[name].astype(np.bool_) for name in ("terminated", "truncated")]
+    mask = _mask(path, arrays.get(MASKS), K, action_layout)
     return _rows(
         _tree(values, obs),
         _tree(values, following) if has_following else None,
         _tree(values, actions),
         rewards,
         *ends,
+        mask,
     )
 
 
@@ -199,6 +223,18 @@ def _fitted(path: Path, name: str, array: np.ndarray, count: int, leaf: Leaf) ->
     return torch.from_numpy(np.ascontiguousarray(array.astype(leaf.dtype)))
 
 
+def _mask(path: Path, array: np.ndarray | None, count: int, layout: Layout) -> Tensor | None:
+    """Return the flags of what was allowed; None where the file does not say."""
+    if array is None:
+        return None
+    if array.shape != (count, layout.mask_size) or array.dtype.kind not in "biuf":
+        raise UserError(
+            f"{path}: '{MASKS}' has shape {list(array.shape)}, and {count} steps of this world "
+            f"have {[count, layout.mask_size]}"
+        )
+    return torch.from_numpy(array != 0)
+
+
 def _tree(values: dict[str, Tensor], leaves: Mapping[str, Leaf]) -> Tree[Tensor]:
     found = {leaf.key: values[name] for name, leaf in leaves.items()}
     return found[""] if list(found) == [""] else found
@@ -211,6 +247,7 @@ def _rows(
     rewards: np.ndarray,
     terminated: np.ndarray,
     truncated: np.ndarray,
+    mask: Tensor | None,
 ) -> Demonstrations:
     """Insert a row for the last observation after each episode's end."""
     terminated, truncated = terminated.copy(), truncated.copy()
@@ -248,7 +285,8 @@ def _rows(
         found = _map(observed, obs, next_obs)
     out = np.where(is_final, np.int32(FINAL), flags[source])
     quiet = np.where(out == FINAL, np.float32(0), rewards[source])
-    return Demonstrations(found, _map(lambda a: a[picked], actions), quiet, out)
+    mask = None if mask is None else mask[picked]
+    return Demonstrations(found, _map(lambda a: a[picked], actions), quiet, out, mask=mask)
 
 
 def _map(fn: Any, *trees: Any) -> Any:

@@ -16,13 +16,13 @@ from rlgym.config import NetworkConfig, PPOConfig, SACConfig, TrainConfig, Wrapp
 from rlgym.errors import CheckpointError, ConfigError, UserError
 from rlgym.registry import WorldFactory, make
 from rlgym.rollout.buffer import RolloutBuffer
-from rlgym.rollout.demonstrations import load as load_demonstrations
 from rlgym.rollout.hindsight import ComputeReward, Hindsight
 from rlgym.rollout.priorities import Prioritized
 from rlgym.rollout.replay import ReplayBuffer
 from rlgym.settings import suggest
 from rlgym.spaces import Layout
 from rlgym.training import off_policy, on_policy
+from rlgym.training.cloning import read_demonstrations
 from rlgym.vector.contract import VectorEnv
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class OffPolicy:
         """
         if self.algo.demonstrations is not None and run.replay is not None:
             layouts = run.env.obs_layout, run.env.action_layout
-            found = load_demonstrations(self.algo.demonstrations, *layouts)
+            found = read_demonstrations(self.algo.demonstrations, *layouts)
             run.replay.add_demonstrations(found, run.policy.scale_action)
 
 

@@ -20,6 +20,7 @@ from rlgym.rollout.collector import CollectStats, HostCollector, set_generator
 from rlgym.rollout.device_collector import DeviceCollector
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training.algorithms import algorithm
+from rlgym.training.cloning import start_cloning
 from rlgym.training.console import Mode
 from rlgym.training.distributed import Group, Silent, own_folder
 from rlgym.training.evaluation import EvalResult, evaluate
@@ -123,6 +124,7 @@ class Run:
             self._threads_before = torch.get_num_threads()
             self.signals = Signals(rescue=self._save_boundary)
             self.logger: Logger | Silent = self._make_logger(console, new=snapshot is None)
+            start_cloning(self, new=snapshot is None)
             if snapshot is None:
                 self._algorithm.prepare(self)
                 self.collector.start(*self.env.reset(seed=self._world_seeds(config.seed)))

@@ -1,0 +1,61 @@
+"""Demonstrations of a run: where they are read from, and what a policy learns from them first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlgym.agents.cloning import Cloning
+from rlgym.agents.sac import SAC
+from rlgym.registry import recording
+from rlgym.rollout.demonstrations import Demonstrations, from_arrays, load
+from rlgym.spaces import Layout
+
+if TYPE_CHECKING:
+    from rlgym.training.session import Run
+
+
+def read_demonstrations(path: str | Path, obs: Layout, actions: Layout) -> Demonstrations:
+    """Read transitions: our own files, a run's replay buffer, or what a kind of worlds records.
+
+    Args:
+        path: a file or a folder.
+        obs: layout of the world's observations.
+        actions: layout of its actions.
+
+    Raises:
+        UserError: there is nothing, or it does not fit the world.
+    """
+    arrays = recording(path, obs, actions)
+    if arrays is None:
+        return load(path, obs, actions)
+    return from_arrays(path, arrays, obs, actions)
+
+
+def start_cloning(run: Run, new: bool) -> None:
+    """Give the learner what was demonstrated; a new run's policy learns from it before all else.
+
+    Args:
+        run: with its learner and its logger built.
+        new: the run begins; one that is resumed has done so already.
+
+    Raises:
+        UserError: the demonstrations cannot be read, or do not fit the world.
+    """
+    cfg = run.config.clone
+    if cfg.demonstrations is None or not (new or cfg.coef):
+        return
+    shown = read_demonstrations(cfg.demonstrations, run.env.obs_layout, run.env.action_layout)
+    learner = run.learner
+    optimizer = learner.actor_optimizer if isinstance(learner, SAC) else learner.optimizer
+    cloning = Cloning(run.policy, optimizer, shown, cfg)
+    if new:
+        cloning.normalize()
+    if new and cfg.steps:
+        before, after = cloning.pretrain(run.shuffle)
+        run.logger.note(
+            f"cloned {cloning.size:,} demonstrated steps in {cfg.steps:,} gradient steps: "
+            f"loss {before:.3g}, then {after:.3g}"
+        )
+    if cfg.coef:
+        learner.cloning = cloning
