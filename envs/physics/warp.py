@@ -281,6 +281,8 @@ class WarpEngine:
             end.copy_(to_angles(self.robot, target))
         else:
             self._control[:, : self.robot.nv] = to_angles(self.robot, target)
+        # Warp's servos would bound what is no number, and go on
+        self._broken.copy_(~torch.isfinite(target).all(1))
 
     def launch(self) -> None:
         """Do the second part of `step`, by Warp alone: a graph of torch's cannot have it in it."""
@@ -295,7 +297,7 @@ class WarpEngine:
         """Do the third part of `step`: what `launch` did, as torch sees it."""
         self._read_forces()
         now = self._states[:, -1]
-        self._broken.copy_(~(now.abs().amax(1) < MAX_SPEED))  # also True for NaN
+        self._broken |= ~(now.abs().amax(1) < MAX_SPEED)  # also True for NaN
         self._write(self._broken, self._home)
         return self._read()
 
@@ -320,6 +322,8 @@ class WarpEngine:
     def restore(self, snapshot: dict[str, Any]) -> State:
         if "earlier" in snapshot:
             self._remember()
+        if len(snapshot["qpos"]) != self.num_worlds:
+            raise ValueError(f"the snapshot is of {len(snapshot['qpos'])} worlds")
         drawn = {
             name.removeprefix("random."): torch.as_tensor(value, device=self.device)
             for name, value in snapshot.items()
@@ -331,7 +335,7 @@ class WarpEngine:
         for name, tensor in self.memory().items():
             value = torch.as_tensor(snapshot[name])
             if value.shape != tensor.shape:
-                raise ValueError(f"{name} is of another number of worlds")
+                raise ValueError(f"{name} is of another robot")
             tensor.copy_(value)
         return self._read()
 
