@@ -6,8 +6,8 @@
     player.send(codec.encode_reset())
     data = player.recv()            # the other half: send to several, then receive from each
 
-The player is the client of Unity's protocol and calls; this side answers. It answers from threads
-that never keep the interpreter alive, so a script that dies ends at once, and its players with it.
+The player is the client of Unity's protocol and calls; this side answers. Nothing here keeps the
+interpreter alive, so a script that dies ends at once, and its players with it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,15 @@ import atexit
 import contextlib
 import importlib.metadata
 import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Sequence
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import Any
-
-import grpc
+from typing import Any, Literal, Protocol
 
 from rlgym.envs.unity import messages
 from rlgym.envs.unity.launch import Launch, PlayerProcess
+from rlgym.envs.unity.server import DirectServer
 from rlgym.errors import StateError, WorldError
 
 API_VERSION = "1.5.0"
@@ -72,6 +68,17 @@ class PlayerFrozen(WorldError):  # noqa: N818
         self.log = log
 
 
+class Server(Protocol):
+    """What a player calls; see `server.DirectServer`."""
+
+    port: int
+
+    def poll(self, seconds: float) -> bytes | None: ...
+    def ready(self) -> bool: ...
+    def reply(self, data: bytes, seconds: float) -> None: ...
+    def close(self) -> None: ...
+
+
 class Player:
     """A player process (or a person's editor) behind a gRPC server of its own.
 
@@ -85,6 +92,7 @@ class Player:
         num_areas: copies of the training area, for scenes that multiply it.
         log_folder: where its log stays; None: removed with the player.
         number: of this player among several.
+        transport: "direct", or "grpc" for the official library's server, which is slower.
 
     Attributes:
         capabilities: names of what the player's package can do, such as "hybridActions".
@@ -103,7 +111,10 @@ class Player:
         num_areas: int = 1,
         log_folder: str | Path | None = None,
         number: int = 0,
+        transport: Literal["direct", "grpc"] = "direct",
     ) -> None:
+        if transport not in ("direct", "grpc"):
+            raise WorldError(f"there is no transport '{transport}': choose direct or grpc")
         self.launch = launch
         self.name = launch.name if number == 0 else f"{launch.name} (player {number})"
         self.seed = seed
@@ -118,9 +129,8 @@ class Player:
             "log_folder": log_folder,
             "number": number,
         }
-        self._requests: SimpleQueue[bytes] = SimpleQueue()
-        self._replies: SimpleQueue[bytes] = SimpleQueue()
-        self._server: list[Any] | None = None  # gRPC's server and its threads
+        self._transport = transport
+        self._server: Server | None = None
         self._process: PlayerProcess | None = None
         self._connected = False
         self._waiting = False  # whether the player waits for a reply
@@ -141,7 +151,8 @@ class Player:
         """
         if self._server is not None:
             raise StateError(f"{self.name} was started before: make a new Player")
-        *self._server, self.port = _serve(self._exchange, self.launch.port)
+        self._server = _serve(self._transport, self.launch.port)
+        self.port = self._server.port
         _living.add(self)
         if not self.launch.command:
             print(f"press Play in the Unity editor (waiting on port {self.port})", flush=True)
@@ -205,19 +216,21 @@ class Player:
         server, self._server = self._server, None
         if server is None:
             return
-        server, threads = server
         _living.discard(self)
-        self._replies.put(_status(STATUS_QUIT))  # taken by the call that waits, or by the next one
+        deadline = time.monotonic() + (grace if self._connected or self._waiting else 0.0)
+        with contextlib.suppress(ConnectionError):
+            while not self._waiting and time.monotonic() < deadline and self._exit_code() is None:
+                self._waiting = server.poll(POLL) is not None
+            if self._waiting:
+                server.reply(_status(STATUS_QUIT), 1.0)
+            if self._process is None:  # an editor reads it before the line is cut
+                server.poll(max(0.0, min(deadline - time.monotonic(), 0.3)))
+        self._waiting = False
         if self._process is not None:
-            self._process.wait(grace if self._connected else 0.0)
+            self._process.wait(deadline - time.monotonic())
             self._process.end()
             self._process = None
-        elif self._waiting:
-            time.sleep(min(grace, 0.2))  # for the reply to reach the editor before the line is cut
-        server.stop(None).wait(2.0)
-        threads.shutdown()
-        for _ in range(NUM_THREADS):  # free the threads that wait for a reply that is not coming
-            self._replies.put(_status(STATUS_QUIT))
+        server.close()
 
     # ------------------------------------------------------------------ the two halves
     def send(self, reply: bytes) -> None:
@@ -229,14 +242,15 @@ class Player:
         Raises:
             StateError: the player is not waiting for an answer.
         """
-        if not self._waiting:
+        if not self._waiting or self._server is None:
             raise StateError(f"{self.name} waits for no reply: call recv() before send()")
         self._waiting = False
-        self._replies.put(reply)
+        with contextlib.suppress(ConnectionError):  # recv says what became of it
+            self._server.reply(reply, self.timeout)
 
     def ready(self) -> bool:
-        """Whether `recv` would return at once."""
-        return not self._requests.empty()
+        """Whether `recv` would return, or raise, at once."""
+        return self._server is not None and self._server.ready()
 
     def recv(self, timeout: float | None = None) -> bytes:
         """The player's next message, a serialized UnityMessageProto.
@@ -258,27 +272,30 @@ class Player:
         while True:
             left = deadline - time.monotonic()
             try:
-                data = self._requests.get(timeout=max(0.0, min(POLL, left)))
+                data = self._server.poll(max(0.0, min(POLL, left)))
+            except ConnectionError as error:
+                raise self._lost(str(error)) from None
+            if data is not None:
                 break
-            except Empty:
-                self._require_alive()
-                if left <= 0:
-                    raise PlayerFrozen(self._silence(seconds), self._tail()) from None
+            if self._exit_code() is not None and not self._server.ready():
+                raise self._lost()
+            if left <= 0:
+                raise PlayerFrozen(self._silence(seconds), self._tail())
         self._waiting = True
         if not data.startswith(_HEADER_OK) and _status_of(data) != STATUS_OK:
-            self._replies.put(_status(STATUS_QUIT))
-            self._waiting = False
             raise PlayerLost(f"{self.name} has ended the session", self._exit_code(), self._tail())
         if self._connected:
             self._heard += 1
         return data
 
-    def _require_alive(self) -> None:
+    def _lost(self, reason: str = "") -> PlayerLost:
+        """What there is to say about a player that is gone."""
+        if self._process is not None:
+            self._process.wait(2.0)  # it has hung up; its exit follows
         code = self._exit_code()
-        if code is None or not self._requests.empty():
-            return
+        what = _spoken(code) if code is not None else f"has hung up ({reason})"
         when = "before it connected" if not self._connected else f"after {self._heard} messages"
-        raise PlayerLost(f"{self.name} {_spoken(code)} {when}", code, self._tail())
+        return PlayerLost(f"{self.name} {what} {when}", code, self._tail())
 
     def _silence(self, seconds: float) -> str:
         if self._connected and self._heard == 0:
@@ -301,10 +318,13 @@ class Player:
     def _tail(self) -> str:
         return self._process.tail() if self._process is not None else ""
 
-    def _exchange(self, request: bytes, _context: Any) -> bytes:
-        """One call of the player, in a thread of the server."""
-        self._requests.put(request)
-        return self._replies.get()
+
+def _serve(transport: str, port: int) -> Server:
+    if transport == "direct":
+        return DirectServer(port)
+    from rlgym.envs.unity.grpc_server import GrpcServer
+
+    return GrpcServer(port)
 
 
 # ------------------------------------------------------------------ words of the protocol
@@ -351,86 +371,10 @@ def _spoken(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-# ------------------------------------------------------------------ the server
-NUM_THREADS = 2
-"""A player makes one call at a time; the second thread is for one that comes after a cut line."""
-
-
-class _DaemonThreads(Executor):
-    """The executor that gRPC asks for, of threads that the interpreter does not wait for.
-
-    The library's own joins its threads at exit, and one of them always waits for a reply.
-    """
-
-    def __init__(self) -> None:
-        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        for _ in range(NUM_THREADS):
-            threading.Thread(target=self._run, daemon=True, name="unity-player").start()
-
-    def _run(self) -> None:
-        while (work := self._work.get()) is not _stop:
-            work()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-
-        def work() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(fn(*args, **kwargs))
-                except BaseException as error:
-                    future.set_exception(error)
-
-        self._work.put(work)
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        for _ in range(NUM_THREADS):
-            self._work.put(_stop)
-
-
-def _stop() -> None:
-    """Ends a thread of `_DaemonThreads`; never called."""
-
-
-def _serve(handler: Callable[[bytes, Any], bytes], port: int) -> tuple[Any, _DaemonThreads, int]:
-    """A server of the protocol's one method, its threads and its port; the messages stay bytes.
-
-    Raises:
-        WorldError: the port is taken.
-    """
-    threads = _DaemonThreads()
-    server = grpc.server(
-        threads,  # type: ignore[arg-type]
-        options=(
-            ("grpc.max_receive_message_length", -1),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.so_reuseport", 0),  # else another trainer could take the player away
-        ),
-    )
-    service, method = messages.METHOD.strip("/").split("/")
-    unary = grpc.unary_unary_rpc_method_handler(handler)
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(service, {method: unary}),)
-    )
-    bound = 0
-    with contextlib.suppress(RuntimeError):
-        bound = server.add_insecure_port(f"127.0.0.1:{port}")
-    if not bound:
-        threads.shutdown()
-        raise WorldError(
-            f"port {port} is taken: another trainer waits for the editor there; end it"
-        )
-    server.start()
-    return server, threads, bound
-
-
 _living: set[Player] = set()
 
 
 @atexit.register
 def _end_all() -> None:
-    for player in _living:
-        player._replies.put(_status(STATUS_QUIT))  # all at once, so that they end side by side
     for player in list(_living):
         player.quit(grace=0.5)
