@@ -27,7 +27,11 @@ def shares(weights: Tensor, peers: Peers = ALONE) -> Tensor:
 
 
 def policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, weights: Tensor, clip: float
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    clip: float | Tensor,
 ) -> Tensor:
     """Clipped surrogate, negated (PPO, equation 7); everything (B,)."""
     ratio = torch.exp(log_probs - old_log_probs)

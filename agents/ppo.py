@@ -35,6 +35,7 @@ from rlgym.agents.peers import ALONE, Peers
 from rlgym.agents.policy import ActorCritic
 from rlgym.agents.rows import cut_rows, map_rows
 from rlgym.config import PPOConfig
+from rlgym.device import GraphedFn
 from rlgym.errors import UserError
 from rlgym.spaces import Tree
 
@@ -88,7 +89,8 @@ class PPO:
         self.symmetry = symmetry if cfg.symmetry_coef else None
         self.optimizer = FlatAdam(policy.parameters(), cfg.learning_rate, cfg.adam_eps)
         self.n_updates = torch.zeros((), dtype=torch.int64)
-        self.clip = cfg.clip
+        self.clip = torch.full((), cfg.clip, device=policy.device)
+        self._learning: dict[Any, GraphedFn] = {}
         self.hand_written = policy.is_plain() and self.symmetry is None
         self.without_autograd = self.hand_written and _has_closed_form(policy)
         self.may_stop = cfg.target_kl is not None and cfg.learning_rate_schedule != "kl"
@@ -104,16 +106,40 @@ class PPO:
         Returns:
             Scalars by name, as tensors: SB3's "train/*" and "health/skipped_updates".
         """
+        self._follow_schedules(progress)
+        key = (id(buffer), buffer.all_active, id(generator))
+        if key not in self._learning:
+            self._learning[key] = GraphedFn(
+                lambda orders: self._learn(buffer, orders, generator),
+                self.policy.device,
+                name="PPO's update",
+                obstacle=self._obstacle(),
+            )
+        metrics, epochs = self._learning[key](self._orders(buffer, generator))
+        self.n_updates += epochs
+        return {**metrics, "train/n_updates": self.n_updates.clone()}
+
+    def _obstacle(self) -> str:
+        """What keeps an update from being recorded once and replayed."""
+        if self.may_stop:
+            return "target_kl is looked at after each epoch"
+        if self.cloning is not None:
+            return "demonstrations are drawn between the gradient steps"
+        return "processes exchange gradients" if self.peers.size > 1 else ""
+
+    def _learn(
+        self, buffer: Any, orders: Tensor, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], int]:
         # inference mode spares each operation autograd's bookkeeping: a tenth of a small minibatch
         fast = self.without_autograd and self.cloning is None
         with torch.inference_mode() if fast else torch.no_grad():
-            return self._update(buffer, progress, generator)
+            return self._update(buffer, orders, generator)
 
     def _update(
-        self, buffer: Any, progress: float, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+        self, buffer: Any, orders: Tensor, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], int]:
+        """One update, given each epoch's order of rows; metrics, and how many epochs it took."""
         cfg = self.cfg
-        self._follow_schedules(progress)
         rows, entropy = self._rows(buffer)
         seen: list[dict[str, Tensor]] = []
         norms: list[Tensor] = []
@@ -124,7 +150,7 @@ class PPO:
         if self.may_stop:
             stop = torch.zeros((), dtype=torch.bool, device=before.device)
         epochs = 0
-        for epoch_rows, minibatches in self._epochs(rows, generator):
+        for epoch_rows, minibatches in self._epochs(rows, orders):
             outcomes = []
             for batch in map(self._time_major, minibatches):
                 log_probs, values = self._gradient(batch)
@@ -140,7 +166,6 @@ class PPO:
             seen.append(_joined(epoch_rows, outcomes))
             if stop is not None and bool(stop):  # the one read per epoch
                 break
-        self.n_updates += epochs
         metrics = self._metrics(rows, seen, entropy, norms)
         skipped = len(norms) - (self.optimizer.steps - before) - held
         metrics["health/skipped_updates"] = skipped
@@ -149,7 +174,7 @@ class PPO:
         if cfg.learning_rate_schedule == "kl":
             self._adapt_learning_rate(_kl(seen[-1], self.peers))
         self.policy.update_normalizer(buffer)
-        return metrics
+        return metrics, epochs
 
     # ---------------------------------------------------------------------------- one update
 
@@ -158,7 +183,8 @@ class PPO:
         left = max(0.0, 1.0 - progress)
         if cfg.learning_rate_schedule == "linear":
             self.optimizer.learning_rate.fill_(cfg.learning_rate * left)
-        self.clip = cfg.clip * left if cfg.clip_schedule == "linear" else cfg.clip
+        if cfg.clip_schedule == "linear":
+            self.clip.fill_(cfg.clip * left)
         if self.cloning is not None:
             self.cloning.follow(progress)
 
@@ -210,27 +236,40 @@ class PPO:
         parts = [policy(dict(zip(inputs, piece, strict=True))) for piece in pieces]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), None
 
+    def _orders(self, buffer: Any, generator: torch.Generator) -> Tensor:
+        """(epochs, rows) int64, each epoch's order; no columns where one minibatch holds all rows.
+
+        A rollout that is one minibatch is not shuffled: the order of a sum does not matter.
+        """
+        steps, num_envs = buffer.rewards.shape
+        memory = self.policy.memory is not None
+        total, per_row = (num_envs, steps) if memory else (steps * num_envs, 1)
+        if total * per_row <= self.cfg.minibatch_size:
+            return torch.empty(self.cfg.epochs, 0, dtype=torch.int64, device=buffer.rewards.device)
+        orders = [
+            torch.randperm(total, generator=generator, device=generator.device)
+            for _ in range(self.cfg.epochs)
+        ]
+        return torch.stack(orders).to(buffer.rewards.device)
+
     def _epochs(
-        self, rows: dict[str, Any], generator: torch.Generator
+        self, rows: dict[str, Any], orders: Tensor
     ) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]:
         """Per epoch: its shuffled rows, and its minibatches, all of one size.
 
-        The last minibatch is filled up with rows of weight 0. A rollout that is one minibatch is
-        not shuffled: the order of a sum does not matter.
+        The last minibatch is filled up with rows of weight 0.
         """
         total = len(rows["weights"])
         per_row = rows["weights"][0].numel()
         size = min(total, max(1, self.cfg.minibatch_size // per_row))
         count = -(-total // size)
-        device = rows["weights"].device
         if count == 1:
             rows = self._with_slopes(dict(rows), 1)
             for _ in range(self.cfg.epochs):
                 yield rows, iter([rows])
             return
         late = {name: rows.pop(name) for name in _HEAVY if name in rows and self._is_heavy()}
-        for _ in range(self.cfg.epochs):
-            order = torch.randperm(total, generator=generator, device=generator.device).to(device)
+        for order in orders.unbind(0):
             fill = count * size - total
             order = torch.cat((order, order[:fill])) if fill else order
             shuffled = map_rows(lambda x: x.index_select(0, order), rows)  # noqa: B023 - used at once
@@ -303,8 +342,7 @@ class PPO:
             ),
             "train/grad_norm": torch.stack(norms).mean(),
             "train/learning_rate": self.optimizer.learning_rate.clone(),
-            "train/clip_range": torch.tensor(self.clip),
-            "train/n_updates": self.n_updates.clone(),
+            "train/clip_range": self.clip.clone(),
         }
         std = self.policy.distribution.std()
         return metrics if std is None else {**metrics, "train/std": std}

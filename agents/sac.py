@@ -23,6 +23,7 @@ from rlgym.agents.peers import ALONE, Peers
 from rlgym.agents.soft_policy import SoftPolicy
 from rlgym.agents.soft_updates import Autograd, WrittenOut
 from rlgym.config import SACConfig
+from rlgym.device import GraphedFn
 from rlgym.errors import UserError
 
 
@@ -51,6 +52,7 @@ class SAC:
         self.peers: Peers = ALONE
         self.cloning: Cloning | None = None
         self.updates = 0
+        self._learning: dict[Any, GraphedFn] = {}
         self._rates = (
             cfg.learning_rate,
             cfg.learning_rate if cfg.critic_learning_rate is None else cfg.critic_learning_rate,
@@ -98,10 +100,7 @@ class SAC:
             due += 2 if with_actor else 1
             with torch.no_grad():
                 batch = replay.sample(self.cfg.batch_size, generator)
-            # inference mode spares each operation autograd's bookkeeping
-            fast = self.way.without_autograd and self.cloning is None
-            with torch.inference_mode() if fast else torch.no_grad():
-                metrics, error = self.step(batch, generator, with_actor)
+            metrics, error = self.step(batch, generator, with_actor)
             if self.cfg.prioritized:
                 with torch.no_grad():
                     size = error.abs().mean(0)
@@ -122,9 +121,40 @@ class SAC:
         Returns:
             Scalars of this step, and the critics' errors (num_critics, B).
         """
-        cfg, way, policy = self.cfg, self.way, self.policy
+        key = (with_actor, id(generator))
+        if key not in self._learning:
+            self._learning[key] = GraphedFn(
+                lambda batch, noises: self._learn(batch, noises, generator, with_actor),
+                self.policy.device,
+                name="SAC's update",
+                obstacle=self._obstacle(),
+            )
+        learn = self._learning[key]
         rows = len(batch.rewards) * (2 if with_actor else 1)
-        noises = policy.actions.learner_noise(rows, generator)
+        metrics, error = learn(batch, self.policy.actions.learner_noise(rows, generator))
+        self.updates += 1
+        if learn.mode == "graph":  # what a replay returns, the next one overwrites
+            metrics = {name: value.clone() for name, value in metrics.items()}
+        return metrics, error
+
+    def _obstacle(self) -> str:
+        """What keeps a step from being recorded once and replayed."""
+        if self.cloning is not None:
+            return "demonstrations are drawn between the gradient steps"
+        return "processes exchange gradients" if self.peers.size > 1 else ""
+
+    def _learn(
+        self, batch: Any, noises: list[Tensor], generator: torch.Generator, with_actor: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        # inference mode spares each operation autograd's bookkeeping
+        fast = self.way.without_autograd and self.cloning is None
+        with torch.inference_mode() if fast else torch.no_grad():
+            return self._step(batch, noises, generator, with_actor)
+
+    def _step(
+        self, batch: Any, noises: list[Tensor], generator: torch.Generator, with_actor: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        cfg, way = self.cfg, self.way
         temperature = self.log_temperature.detach().exp()
         metrics = {"ent_coef": temperature}
 
@@ -141,7 +171,6 @@ class SAC:
                 metrics["clone_loss"] = self.cloning.add_gradient(generator)
             self.actor_optimizer.step(cfg.max_grad_norm)
         self._target.lerp_(self.critic_optimizer.flat, cfg.tau)
-        self.updates += 1
         return metrics, error
 
     def _temperature_step(self, log_probs: Tensor, batch: Any) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,7 +149,7 @@ class GraphedFn:
     all run as they are. Whatever is in the way is said once, on stderr.
 
     Args:
-        fn: takes tensors, returns tensors in any nesting, or nothing.
+        fn: takes and returns tensors nested in dicts, lists, tuples and dataclasses.
         device: where they live.
         mode: "auto" records where the device can; "graph" also says where it cannot; "compile" is
             `torch.compile`; "eager" calls `fn`.
@@ -171,7 +172,7 @@ class GraphedFn:
         self.device = device
         self.name = name or getattr(fn, "__name__", "a function")
         self._calls = 0
-        self._inputs: tuple[Tensor, ...] = ()
+        self._inputs: list[Tensor] = []
         self._outputs: Any = None
         self._replay: Callable[[], None] | None = None
         if mode == "compile":
@@ -185,10 +186,10 @@ class GraphedFn:
         if wanted and obstacle:
             self._say(obstacle)
 
-    def __call__(self, *inputs: Tensor) -> Any:
+    def __call__(self, *inputs: Any) -> Any:
         """Do what `fn(*inputs)` does."""
         if self._replay is not None:
-            for ours, given in zip(self._inputs, inputs, strict=True):
+            for ours, given in zip(self._inputs, list(_leaves(inputs)), strict=True):
                 ours.copy_(given, non_blocking=True)
             self._replay()
             return self._outputs
@@ -197,9 +198,10 @@ class GraphedFn:
         self._calls += 1
         if self._calls <= WARM_UP:
             return aside(self.fn, self.device)(*inputs)
-        self._inputs = tuple(tensor.clone() for tensor in inputs)
+        copies = _copied(inputs)
+        self._inputs = list(_leaves(copies))
         try:
-            self._replay, self._outputs = record(lambda: self.fn(*self._inputs), self.device)
+            self._replay, self._outputs = record(lambda: self.fn(*copies), self.device)
         except (RuntimeError, NotImplementedError) as error:
             self._say(str(error).partition("\n")[0])
             self.mode = "eager"
@@ -222,7 +224,7 @@ def record(fn: Callable[[], Any], device: torch.device) -> tuple[Callable[[], No
 def aside(fn: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """`fn` on a stream of its own, as what will be recorded must first be run."""
 
-    def run(*inputs: Tensor) -> Any:
+    def run(*inputs: Any) -> Any:
         with torch.cuda.device(device):
             here, stream = torch.cuda.current_stream(), torch.cuda.Stream()
             stream.wait_stream(here)
@@ -232,3 +234,32 @@ def aside(fn: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
         return outputs
 
     return run
+
+
+def _leaves(nested: Any) -> Iterator[Tensor]:
+    """The tensors in nested containers, in one order."""
+    if isinstance(nested, Tensor):
+        yield nested
+    elif isinstance(nested, dict):
+        for value in nested.values():
+            yield from _leaves(value)
+    elif isinstance(nested, list | tuple):
+        for value in nested:
+            yield from _leaves(value)
+    elif dataclasses.is_dataclass(nested):
+        for item in dataclasses.fields(nested):
+            yield from _leaves(getattr(nested, item.name))
+
+
+def _copied(nested: Any) -> Any:
+    """Nested containers with copies of their tensors."""
+    if isinstance(nested, Tensor):
+        return nested.clone()
+    if isinstance(nested, dict):
+        return {key: _copied(value) for key, value in nested.items()}
+    if isinstance(nested, list | tuple):
+        return type(nested)(_copied(value) for value in nested)
+    if dataclasses.is_dataclass(nested) and not isinstance(nested, type):
+        changes = {f.name: _copied(getattr(nested, f.name)) for f in dataclasses.fields(nested)}
+        return dataclasses.replace(nested, **changes)
+    return nested

@@ -108,7 +108,7 @@ def test_written_out_gradients_equal_autograd(rollout, action_space, network):
     rows, _ = learner._rows(buffer)
     with torch.no_grad():
         learner.optimizer.flat.add_(0.05 * torch.randn_like(learner.optimizer.flat))
-        _, batches = next(learner._epochs(rows, generator))
+        _, batches = next(learner._epochs(rows, learner._orders(buffer, generator)))
         batch = next(batches)
         learner.optimizer.grad.fill_(7.0)
         learner._written_out(batch)
@@ -150,7 +150,7 @@ def test_active_rows_weigh_as_if_the_others_were_not_there(rollout):
     }
     with torch.no_grad():
         for learner, data in ((whole, rows), (half, few)):
-            _, batches = next(learner._epochs(data, generator))
+            _, batches = next(learner._epochs(data, learner._orders(buffer, generator)))
             learner._gradient(next(batches))
     torch.testing.assert_close(whole.optimizer.grad, half.optimizer.grad)
 
@@ -160,7 +160,7 @@ def test_the_last_minibatch_is_filled_up_without_effect(rollout):
     cfg = PPOConfig(minibatch_size=40, epochs=1)
     learner, buffer, generator = rollout(OBS, spaces.Discrete(3), algo=cfg)
     rows, _ = learner._rows(buffer)
-    _, batches = next(learner._epochs(rows, generator))
+    _, batches = next(learner._epochs(rows, learner._orders(buffer, generator)))
     batches = list(batches)
     assert [len(batch["returns"]) for batch in batches] == [40, 40]
     counts = [batch["value_slope"] > 0 for batch in batches]

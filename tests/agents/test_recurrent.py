@@ -51,7 +51,7 @@ def test_minibatches_are_whole_sequences(rollout):
     cfg = PPOConfig(minibatch_size=40, epochs=1)  # two and a half sequences of 16: two
     learner, buffer, generator = rollout(OBS, spaces.Discrete(3), net, cfg, num_envs=5)
     rows, _ = learner._rows(buffer)
-    _, batches = next(learner._epochs(rows, generator))
+    _, batches = next(learner._epochs(rows, learner._orders(buffer, generator)))
     batches = [learner._time_major(batch) for batch in batches]
     assert [tuple(batch["start"].shape) for batch in batches] == [(16, 2)] * 3
     first = batches[0]
