@@ -103,3 +103,20 @@ def test_soft_losses_by_hand():
     assert loss.item() == pytest.approx(-3.0)
     loss.backward()
     assert log_temperature.grad.item() == pytest.approx(-1.5)
+
+
+def test_cloning_losses_by_hand():
+    weights = torch.tensor([1.0, 3.0, 0.0])
+    actions = torch.tensor([[0.0, 1.0], [2.0, 0.0], [9.0, 9.0]])
+    shown = torch.tensor([[1.0, 1.0], [0.0, 2.0], [0.0, 0.0]])
+    # rows: (1 + 0) / 2 = 0.5 and (4 + 4) / 2 = 4; (0.5 * 1 + 4 * 3) / 4
+    assert losses.box_cloning_loss(actions, shown, weights).item() == pytest.approx(3.125)
+    # two choices side by side, of 2 and of 3
+    log_probs = torch.log(
+        torch.tensor([[0.25, 0.75, 0.2, 0.3, 0.5], [0.5, 0.5, 0.1, 0.1, 0.8], [1.0] * 5])
+    )
+    chosen = torch.tensor([[0.0, 1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0, 1.0], [1.0] * 5])
+    # -log(0.75 * 0.2) = -log 0.15 and -log(0.5 * 0.8) = -log 0.4
+    expected = -(math.log(0.15) + 3 * math.log(0.4)) / 4
+    loss = losses.choice_cloning_loss(log_probs, chosen, weights)
+    assert loss.item() == pytest.approx(expected)
