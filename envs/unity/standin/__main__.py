@@ -184,7 +184,7 @@ class Player:
         """One exchange of bytes; the parsed reply."""
         data = made.SerializeToString()
         if "garbage" in self.faults.planned.get(str(self.sent), ()):
-            data = b"\xff" * 64
+            data = data[:5] + b"\xff" * 64  # the header is whole, and what follows is not
         try:
             data = self._call(data)
         except grpc.RpcError as error:

@@ -13,11 +13,16 @@ import pytest
 
 import rlgym
 from rlgym.envs.unity import compat
+from rlgym.envs.unity.codec import Codec
+from rlgym.envs.unity.connector import Player, PlayerFrozen, PlayerLost
+from rlgym.envs.unity.frames import Actions
+from rlgym.envs.unity.launch import find_player
 from rlgym.envs.unity.standin.academy import Academy, Coming
 from rlgym.envs.unity.standin.agents import SceneOptions
 from rlgym.envs.unity.standin.ball import FRAME, HALF, Balls
 from rlgym.envs.unity.standin.channels import Channels
 from rlgym.envs.unity.standin.scenes import SCENES, build
+from rlgym.errors import WorldError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="a script is a program on POSIX only")
 SPEAKING = sorted(set(SCENES) - {"silent", "empty", "huge"})
@@ -309,3 +314,169 @@ def test_side_channels_arrive_and_statistics_return(stock: Stock) -> None:
     env.step()
     speeds = -env.get_steps(name)[0].obs[0][:, 6] / (6 * FRAME)
     assert all(15 < speed < 31 for speed in speeds) and len(set(speeds)) == 3
+
+
+# ----- Unity's client and ours --------------------------------------------------------------------
+def scripted(step: int, n: int, continuous: int, branches: tuple[int, ...]) -> Actions:
+    """Actions that both clients take: a matter of the step and of the number of agents."""
+    rng = np.random.default_rng([step, n])
+    return Actions(
+        rng.uniform(-1, 1, (n, continuous)).astype(np.float32) if continuous else None,
+        rng.integers(0, branches, (n, len(branches))).astype(np.int32) if branches else None,
+    )
+
+
+def read_by_stock(env: Any, steps: int) -> list[dict[str, list[tuple]]]:
+    """What Unity's client says of each message: by behaviour, first of ends, then of questions."""
+    from mlagents_envs.base_env import ActionTuple
+
+    env.reset()
+    told = []
+    for step in range(steps):
+        message = {}
+        for name, spec in env.behavior_specs.items():
+            decisions, ends = env.get_steps(name)
+            said = []
+            for k, agent in enumerate(ends.agent_id):
+                row = [obs[k] for obs in ends.obs]
+                end = (True, bool(ends.interrupted[k]), None)
+                said.append((agent, *end, ends.reward[k], ends.group_reward[k], row))
+            for k, agent in enumerate(decisions.agent_id):
+                row = [obs[k] for obs in decisions.obs]
+                masks = decisions.action_mask
+                mask = None if masks is None else ~np.concatenate([m[k] for m in masks])
+                reward = (decisions.reward[k], decisions.group_reward[k])
+                said.append((agent, False, False, mask, *reward, row))
+            if said:
+                message[name] = said
+            a = scripted(
+                step,
+                len(decisions),
+                spec.action_spec.continuous_size,
+                spec.action_spec.discrete_branches,
+            )
+            env.set_actions(name, ActionTuple(a.continuous, a.discrete))
+        told.append(message)
+        env.step()
+    return told
+
+
+def read_by_us(player: Player, steps: int) -> list[dict[str, list[tuple]]]:
+    """The same of our connector and codec, images as Unity's client gives them."""
+    codec = Codec()
+    player.send(codec.encode_reset())
+    told = []
+    for step in range(steps):
+        frame = codec.decode(player.recv())
+        message, actions = {}, {}
+        for name, batch in frame.batches.items():
+            spec = codec.specs[name]
+            said = []
+            for k in np.argsort(~batch.done, kind="stable"):
+                row = [obs[k].copy() for obs in batch.obs]
+                for i, seen in enumerate(spec.observations):
+                    if seen.kind == "image":
+                        row[i] = row[i].transpose(1, 2, 0)
+                        row[i] = row[i].astype(np.float32) / 255 if seen.compressed else row[i]
+                done = bool(batch.done[k])
+                mask = None if done or batch.masks is None else batch.masks[k].copy()
+                ends = (done, bool(batch.interrupted[k]), mask)
+                said.append((batch.ids[k], *ends, batch.reward[k], batch.group_reward[k], row))
+            message[name] = said
+            actions[name] = scripted(step, batch.num_deciding, spec.continuous, spec.branches)
+        told.append(message)
+        player.send(codec.encode(actions))
+    return told
+
+
+@posix
+@pytest.mark.parametrize(
+    ("scene", "options"),
+    [
+        ("staggered", {}),
+        ("grid", {}),
+        ("camera", {"stack": 2, "agents": 2}),
+        ("groups", {}),
+        ("hybrid", {}),
+        ("buffer", {}),
+        ("roles", {}),
+    ],
+)
+def test_both_clients_read_the_same_trajectory(
+    stock: Stock, scene: str, options: dict[str, Any]
+) -> None:
+    args = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    player = Player(find_player("standin", scene=scene, **options), seed=3)
+    player.start()
+    try:
+        theirs = read_by_stock(stock("--scene", scene, *args), 50)
+        player.connect()
+        ours = read_by_us(player, 50)
+    finally:
+        player.quit()
+    for step, (their, our) in enumerate(zip(theirs, ours, strict=True)):
+        assert their.keys() == our.keys(), step
+        for name, said in their.items():
+            assert len(said) == len(our[name]), step
+            for one, other in zip(said, our[name], strict=True):
+                assert one[:3] == other[:3], step
+                np.testing.assert_array_equal(one[3], other[3])
+                assert one[4:6] == other[4:6], step
+                for x, y in zip(one[6], other[6], strict=True):
+                    np.testing.assert_array_equal(x, y)
+
+
+# ----- Failing on purpose -------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [
+        ("crash@start", PlayerLost, "exit code 3"),
+        ("crash@reset", PlayerLost, "exit code 3"),
+        ("abort@3", PlayerLost, "SIGABRT"),
+        ("hang@3", PlayerFrozen, "froze"),
+        ("garbage@2", WorldError, "no message"),
+        ("nonsense@1", PlayerLost, "exit code 1"),
+    ],
+)
+def test_it_fails_when_it_is_told_to(fault: str, error: type, words: str) -> None:
+    if "SIG" in words and os.name != "posix":
+        pytest.skip("signals end processes on POSIX only")
+    player = Player(find_player("standin", scene="grid", fault=fault), timeout=20)
+    player.start()
+    try:
+        with pytest.raises(error, match=words):
+            player.connect()
+            player.timeout = 1.0
+            read_by_us(player, 6)
+    finally:
+        player.quit(grace=0.2)
+
+
+def test_a_reply_without_actions_ends_the_player_as_it_ends_unitys() -> None:
+    player = Player(find_player("standin", scene="grid"), timeout=20)
+    player.start()
+    try:
+        player.connect()
+        codec = Codec()
+        player.send(codec.encode_reset())
+        codec.decode(player.recv())
+        player.send(Codec().encode({}))
+        with pytest.raises(PlayerLost) as caught:
+            player.recv()
+    finally:
+        player.quit()
+    assert caught.value.exit_code == 1
+    assert "0 actions for 9 agents" in caught.value.log
+
+
+def test_a_replayed_scene_costs_little_and_says_the_same_to_all() -> None:
+    player = Player(find_player("standin", scene="noise", agents=100, obs=64, replay=4), timeout=20)
+    player.start()
+    try:
+        player.connect()
+        told = read_by_us(player, 12)
+    finally:
+        player.quit()
+    assert {row[0] for message in told for row in message["Noise?team=0"]} == {*range(100)}
+    first, again, other = (told[i]["Noise?team=0"][0][6][0] for i in (1, 6, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
