@@ -219,6 +219,20 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class CollectConfig:
+    """Rollouts by Ray actors, each with worlds and a copy of the policy of its own."""
+
+    ray: str | None = None
+    """Where they run: local starts Ray here, auto or host:port joins a cluster; None uses none."""
+    actors: int = 2
+    """How many; they share `num_envs` equally."""
+    cpus: float = 1.0
+    """Cores that Ray sets aside for each."""
+    patience: float = 600.0
+    """Seconds to wait for one's start, or its rollout, before it counts as lost."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that defines a run; saved as config.yaml before the first step."""
 
@@ -262,6 +276,8 @@ class TrainConfig:
     """Evaluation."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    """Rollouts on other machines."""
 
 
 ALGOS: dict[str, type] = {"ppo": PPOConfig, "sac": SACConfig}

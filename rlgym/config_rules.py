@@ -6,6 +6,9 @@ from typing import Any
 from rlgym.config import CloneConfig, SACConfig, TrainConfig, is_scene
 from rlgym.errors import ConfigError
 
+SHORTEST_ROLLOUT = 16
+"""Steps that an actor's rollout must have: sending one takes as long as some steps."""
+
 _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     (
         "at least 1",
@@ -15,7 +18,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             *("algo.num_steps", "algo.minibatch_size", "algo.epochs", "network.recurrent_size"),
             *("network.gsde_every", "wrappers.frame_stack", "eval.episodes", "checkpoint.keep"),
             *("algo.buffer_size", "algo.batch_size", "algo.n_step", "algo.num_critics"),
-            *("algo.actor_every", "clone.batch_size", "clone.sequence"),
+            *("algo.actor_every", "clone.batch_size", "clone.sequence", "collect.actors"),
         ),
     ),
     (
@@ -26,7 +29,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             *("algo.max_grad_norm", "algo.target_kl", "algo.adam_eps", "network.obs_clip"),
             *("wrappers.clip_reward", "algo.buffer_memory", "algo.updates_per_step", "algo.tau"),
             *("algo.critic_learning_rate", "algo.temperature", "algo.initial_temperature"),
-            "clone.learning_rate",
+            *("clone.learning_rate", "collect.cpus", "collect.patience"),
         ),
     ),
     (
@@ -69,6 +72,25 @@ def check(config: TrainConfig) -> None:
     _check_clone(config.clone)
     if isinstance(config.algo, SACConfig):
         _check_sac(config, config.algo)
+    if config.collect.ray is not None:
+        _check_actors(config)
+
+
+def _check_actors(config: TrainConfig) -> None:
+    """Refuse what actors cannot share, or what would have them send every step."""
+    actors = config.collect.actors
+    if is_scene(config.env_id):
+        raise ConfigError("collect.ray is for worlds by the number, not for a scene: leave it out")
+    if config.num_envs % actors:
+        raise ConfigError(
+            f"{config.num_envs} worlds do not divide among {actors} actors: set num_envs to "
+            f"{-(-config.num_envs // actors) * actors}"
+        )
+    if config.algo.num_steps < SHORTEST_ROLLOUT:
+        raise ConfigError(
+            f"algo.num_steps is {config.algo.num_steps}, and actors send whole rollouts: set it "
+            f"to {SHORTEST_ROLLOUT} or more"
+        )
 
 
 def _check_clone(clone: CloneConfig) -> None:

@@ -96,7 +96,7 @@ class Run:
         group.take_device(config.device)
         seeds = np.random.SeedSequence(config.seed).generate_state(3)
         folder = own_folder(run_dir, group)
-        self.env = make_worlds(
+        self.env: Any = make_worlds(
             config,
             world,
             folder,
@@ -136,8 +136,10 @@ class Run:
             self.env.close()
             raise
 
-    def _make_collector(self, noise: torch.Generator) -> HostCollector | DeviceCollector:
+    def _make_collector(self, noise: torch.Generator) -> Any:
         parts = (self.env, self.policy, self.buffer, noise)
+        if self.env.kind == "remote":
+            return self.env.collector(*parts[1:])
         if self.env.kind == "device":
             return DeviceCollector(*parts, guard=self.config.wrappers.nan_guard != "off")
         return HostCollector(*parts)
@@ -165,7 +167,7 @@ class Run:
         if self.group.leads:
             set_generator(self.shuffle, snapshot.shuffle)
             cut_lines(self.run_dir / EVALUATIONS, self.state.env_steps)
-        if snapshot.worlds and self.group.leads:
+        if snapshot.worlds and self.group.leads and self.env.kind != "remote":
             obs, info = self.env.restore(snapshot.worlds)
             replayed = info["replayed"]
         else:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from rlgym.config import SACConfig, TrainConfig
+from rlgym.config import CollectConfig, SACConfig, TrainConfig
 from rlgym.device import resolve
+from rlgym.errors import MissingExtraError, UserError
 from rlgym.registry import (
     WorldFactory,
     is_device_batch,
@@ -22,6 +25,7 @@ from rlgym.registry import (
     suits_tensors,
 )
 from rlgym.spaces import Layout
+from rlgym.training.distributed import is_grouped
 from rlgym.training.folder import CRASHES, check_world
 from rlgym.vector.contract import VectorEnv
 from rlgym.vector.wrappers import wrap
@@ -58,6 +62,8 @@ def make_worlds(
         UserError: the worlds cannot be made.
     """
     check_world(config, world)
+    if config.collect.ray is not None and not evaluation:
+        return _remote_worlds(config, world)
     wrappers = config.wrappers
     num_envs: int | None = config.num_envs
     backend, arguments = config.backend, config.env
@@ -99,6 +105,40 @@ def _scene(config: TrainConfig, evaluation: bool) -> tuple[int | None, dict[str,
         return config.num_envs or None, {"total_steps": config.total_steps, **config.env}
     own = {"num_players": 1, "evaluation": True}  # scores are of the last lesson
     return None, {**config.env, **own, **config.eval.env}
+
+
+def _remote_worlds(config: TrainConfig, world: WorldFactory | None) -> Any:
+    """Have Ray actors make the worlds, and step them with copies of the policy.
+
+    Raises:
+        UserError: Ray is not installed, or processes of a group ask for it.
+    """
+    try:
+        from rlgym.rollout.ray import RemoteWorlds
+    except ImportError as error:
+        raise MissingExtraError(
+            f"collect.ray needs Ray ({error}): pip install 'rlgym-lab[ray]'"
+        ) from None
+    if is_grouped():
+        raise UserError("collect.ray has one learner: start it without torchrun")
+    collect = config.collect
+    own = dataclasses.replace(
+        config,
+        num_envs=config.num_envs // collect.actors,
+        num_workers=config.num_workers or max(int(collect.cpus), 1),
+        collect=CollectConfig(),
+        device="cpu",
+    )
+    reports = Path(tempfile.gettempdir()) / "rlgym-actors"  # of the machine that an actor is on
+    return RemoteWorlds(
+        partial(make_worlds, own, world, reports),
+        config.num_envs,
+        address=str(collect.ray),
+        actors=collect.actors,
+        cpus=collect.cpus,
+        patience=collect.patience,
+        max_restarts=config.max_restarts,
+    )
 
 
 def worlds_device(config: TrainConfig, world: WorldFactory | None) -> torch.device:
