@@ -26,7 +26,7 @@ def record(policy: Any, env: Any, graph: Graph, steps: int = STEPS, seed: int = 
 
     Args:
         policy: the trainer's network, on the CPU.
-        env: a vector env of one slot, as the policy was trained in.
+        env: a vector env as the policy was trained in; its first slot is recorded.
         graph: what `read_policy` gave for this policy.
         steps: how many.
         seed: of the world.
@@ -35,22 +35,23 @@ def record(policy: Any, env: Any, graph: Graph, steps: int = STEPS, seed: int = 
         UserError: the graph does not do what the policy does; this is a fault of rlgym.
     """
     obs, info = env.reset(seed=seed)
-    state, start = policy.initial_state(1), torch.ones(1, dtype=torch.bool)
+    slots = env.num_envs
+    state, start = policy.initial_state(slots), torch.ones(slots, dtype=torch.bool)
     rows: list[dict[str, np.ndarray]] = []
     told: list[Tree[np.ndarray]] = []
     starts: list[bool] = []
     for _ in range(steps):
-        row = {key or "obs": value.numpy().copy() for key, value in tree_items(obs)}
+        row = {key or "obs": value[:1].numpy().copy() for key, value in tree_items(obs)}
         mask = info.get("action_mask")
         if mask is not None:
-            row[MASK] = mask.numpy().copy()
+            row[MASK] = mask[:1].numpy().copy()
         if state is not None:
             state = state * (~start).unsqueeze(1)  # what a graph is given where an episode starts
-            row[STATE] = state.numpy().copy()
+            row[STATE] = state[:1].numpy().copy()
         actions, _, state = policy.act(obs, state=state, start=start, mask=mask, deterministic=True)
         rows.append(row)
         starts.append(bool(start[0]))
-        told.append(map_tree(lambda t: t.numpy().copy(), actions))
+        told.append(map_tree(lambda t: t[:1].numpy().copy(), actions))
         obs, _, terminated, truncated, info = env.step(actions)
         start = terminated | truncated
     names = [port.name for port in graph.inputs]
