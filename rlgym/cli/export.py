@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -22,11 +23,16 @@ class Options:
     whoever runs it (names, units, order, rate, limits), and golden pairs recorded in the run's own
     world. Each format is run here against them and its largest error is written down.
 
+    A policy of another trainer comes in as its ONNX, with what a robot must know in the keys that
+    mjlab writes or in a JSON file of yours (docs/elsewhere.md); one of Stable-Baselines3 by way of
+    rlgym import.
+
     rlgym export RUN --to c,c-int8
+    rlgym export policy.onnx --manifest robot.json
     """
 
     run: Positional[str]
-    """The run's folder."""
+    """The run's folder, or the .onnx of another trainer."""
     to: str = ""
     """Formats beside numpy and onnx, separated by commas: pt2, unity, c, c-int8, tflite,
     tflite-int8, tflite-full-int8."""
@@ -40,6 +46,10 @@ class Options:
     """Seed of that world."""
     licence: str = ""
     """Under which the policy may be passed on."""
+    manifest: str | None = None
+    """With an .onnx: JSON with what it does not say itself, in the words of docs/bundle.md."""
+    samples: str | None = None
+    """With an .onnx: observations for the golden pairs, .npy or .npz; else they are made up."""
     trust: bool = False
     """Import the module that the run names for its worlds, though rlgym does not know it."""
 
@@ -50,7 +60,8 @@ def run(argv: list[str]) -> int:
     if wanted.steps < 32:
         raise UserError("--steps must be at least 32: fewer pairs prove little")
     formats = [name.strip() for name in wanted.to.split(",") if name.strip()]
-    path, manifest = export_run(wanted, formats)
+    elsewhere = wanted.run.lower().endswith((".onnx", ".zip")) and not Path(wanted.run).is_dir()
+    path, manifest = (export_elsewhere if elsewhere else export_run)(wanted, formats)
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     print(f"{path}: {size / 1024:,.0f} KiB, {manifest['golden']['pairs']} golden pairs")
     for entry in manifest["artefacts"]:
@@ -59,6 +70,38 @@ def run(argv: list[str]) -> int:
         print(f"  {entry['format']:<16} {seen:<14} {entry['verified_on']}")
     print(f"  rlgym verify {path}")
     return 0
+
+
+def export_elsewhere(wanted: Options, formats: list[str]) -> tuple[str, dict[str, Any]]:
+    """Bring an ONNX of another trainer through the same door; returns the path and manifest."""
+    import rlgym
+    from rlgym.deploy.bundle import Bundle
+    from rlgym.deploy.controller import Controller
+    from rlgym.deploy.errors import DeployError
+    from rlgym.deploy.policy import Policy
+    from rlgym.export.bundle import write_bundle
+    from rlgym.export.elsewhere import read_elsewhere
+
+    if wanted.run.lower().endswith(".zip"):
+        raise UserError(
+            f"{wanted.run} comes in as a run: rlgym import sb3 {wanted.run} --env ID "
+            "--run-dir RUN, then rlgym export RUN"
+        )
+    found = read_elsewhere(wanted.run, wanted.manifest, wanted.samples, wanted.steps, wanted.seed)
+    graph, golden, description = found
+    description["provenance"] |= {"rlgym": rlgym.__version__, "python": sys.version.split()[0]}
+    description["licence"] = wanted.licence or description["licence"]
+    path = wanted.out or str(Path(wanted.run).with_suffix(".rlpolicy"))
+    manifest = write_bundle(path, graph, golden, description, formats)
+    try:
+        bundle = Bundle(path)
+        Controller(bundle, Policy(bundle, "numpy"))
+    except DeployError as error:
+        shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+        raise UserError(f"{error} (nothing was written)") from None
+    if manifest["robot"] and not (manifest["safety"] or {}).get("target_rate"):
+        print("note: nothing limits how fast joints' targets move: give safety.target_rate")
+    return path, manifest
 
 
 def export_run(wanted: Options, formats: list[str]) -> tuple[str, dict[str, Any]]:
