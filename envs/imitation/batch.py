@@ -135,7 +135,7 @@ class ImitationBatch:
         nothing = torch.full_like(result.reward, torch.nan)
         terms = {name: torch.where(broken, nothing, x) for name, x in result.terms.items()}
         return {
-            "obs": map_tree(torch.clone, self._seen),
+            "obs": self._seen,
             "final_obs": final,
             "reward": result.reward,
             "terminated": result.terminated,
