@@ -228,8 +228,8 @@ class Link:
         scene = Scene(self._specs)
         alive: dict[str, set[int]] = {}
         self.reset()
-        since_new = 0
-        for _ in range(MAX_ROUNDS):
+        since_new = rounds = 0
+        while rounds < MAX_ROUNDS:
             frame = self.read()
             new = len(frame.new_specs)
             asking: dict[str, set[int]] = {}
@@ -242,18 +242,23 @@ class Link:
                 scene.counts[name] = max(scene.counts.get(name, 0), len(there))
                 scene.in_groups = scene.in_groups or bool(batch.group_ids.any())
             if frame.num_deciding:
+                rounds += 1
+                self._heard = time.monotonic()
                 since_new = 0 if new else since_new + 1
                 if not new and any(asking.get(name, set()) != ids for name, ids in alive.items()):
                     scene.staggered = True
                 if since_new >= SETTLED:
-                    break
+                    return scene
+            elif time.monotonic() - self._heard > self._timeout:
+                raise WorldError(
+                    f"no agent of {self._open().name} asked for a decision within "
+                    f"{self._timeout:g} s although they come and go: give them a Decision Requester"
+                )
             self.reply({})
-        else:
-            raise WorldError(
-                f"{self._open().name} makes new agents without end: pass num_agents, and let "
-                "agents that have ended come back instead of making others"
-            )
-        return scene
+        raise WorldError(
+            f"{self._open().name} makes more and more agents: let those that have ended come back "
+            "instead of making others"
+        )
 
 
 def _no_actions(name: str) -> tuple[None, None]:

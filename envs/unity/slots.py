@@ -139,7 +139,6 @@ class Slots:
     def end_reset(self) -> None:
         """Begin to count: what comes from here on belongs to a step."""
         self._resetting = False
-        self.rows.active[:] = self.asking
         self.owing[:] = False
 
     def lose_all(self) -> None:

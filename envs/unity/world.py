@@ -165,7 +165,7 @@ class UnityWorld:
             self.scene = self._open(num_agents)
             self._keys = self._choose(behavior)
         except BaseException:
-            self._quit()
+            self._quit(grace=0.5)
             raise
         self.everyone = sync == "all" or (sync == "auto" and not self.scene.staggered)
 
@@ -429,6 +429,6 @@ class UnityWorld:
         if all(one is view or one.closed for one in self._views.values()):
             self._quit()
 
-    def _quit(self) -> None:
+    def _quit(self, grace: float = 5.0) -> None:
         for link in self.links:
-            link.quit()
+            link.quit(grace)
