@@ -14,20 +14,15 @@ import numpy as np
 from rlgym.envs.unity import messages
 from rlgym.envs.unity.frames import Batch, BehaviorSpec, ObservationSpec
 from rlgym.envs.unity.pixels import decode_images
-from rlgym.envs.unity.wire import NotPlain, Record, split
+from rlgym.envs.unity.wire import Message, NotPlain, Record, split
 from rlgym.errors import WorldError
 
 _MAX_RECORDS = 64
 """Layouts that are remembered for one behaviour; a player with more of them is read in general."""
 
-_COLUMNS = {
-    "ids": np.int32,
-    "reward": np.float32,
-    "group_reward": np.float32,
-    "done": np.bool_,
-    "interrupted": np.bool_,
-    "group_ids": np.int32,
-}
+_MAX_MESSAGES = 64
+_MESSAGE_SIZE = 16_384
+"""Bytes up to which the layouts of whole messages are remembered, and how many of them."""
 
 
 class AgentReader:
@@ -44,6 +39,8 @@ class AgentReader:
         self.records: dict[int, list[Record]] = {}
         self.num_records = 0
         self.last: Record | None = None
+        self.messages: dict[int, list[Message]] = {}
+        self.seen: set[tuple[int, ...]] = set()
         self.plain = not any(obs.compressed for obs in spec.observations)
         self.capacity = 0
         self.batch: Batch | None = None
@@ -56,7 +53,12 @@ class AgentReader:
         self.capacity = capacity = max(capacity, 2 * self.capacity)
         self.batch = None
         spec = self.spec
-        self.columns = {name: np.zeros(capacity, dtype) for name, dtype in _COLUMNS.items()}
+        floats = np.zeros((2, capacity), np.float32)
+        flags = np.zeros((2, capacity), np.bool_)
+        numbers = np.zeros((2, capacity), np.int32)
+        self.pairs = (floats, flags, numbers)
+        names = ("reward", "group_reward", "done", "interrupted", "ids", "group_ids")
+        self.columns = dict(zip(names, (*floats, *flags, *numbers), strict=True))
         self.masks = np.ones((capacity, spec.mask_size), np.bool_)
         # as they arrive; an image of numbers that must become (C, H, W) has its array in `turned`
         self.obs = [
@@ -95,21 +97,43 @@ class AgentReader:
                 self.allocate(len(rows))
                 self.fill(record, rows, slice(0, len(rows)))
                 return len(rows)
+        masks = self.masks if self.spec.branches else None
+        for message in self.messages.get(len(data), ()):
+            if message.read(data, self.pairs, masks, self.flat):
+                return message.count
         try:
             starts, ends = split(data)
             self.allocate(len(starts))
             groups: dict[int, list[int]] = {}
             for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
                 groups.setdefault(end - start, []).append(i)
+            found: list[Record | None] = [None] * len(starts)
             for size, members in groups.items():
                 joined = b"".join([data[starts[i] : ends[i]] for i in members])
                 rows = np.frombuffer(joined, np.uint8).reshape(-1, size)
-                self.read_group(rows, np.asarray(members))
+                self.read_group(rows, np.asarray(members), found)
         except NotPlain:
             return None
+        if len(data) <= _MESSAGE_SIZE:
+            self.remember(tuple(ends), starts, found)
         return len(starts)
 
-    def read_group(self, rows: np.ndarray, members: np.ndarray) -> None:
+    def remember(
+        self, ends: tuple[int, ...], starts: list[int], found: Sequence[Record | None]
+    ) -> None:
+        """Keep the layout of a message, the second time that one of such records comes."""
+        if ends not in self.seen:
+            if len(self.seen) > 16 * _MAX_MESSAGES:
+                self.seen.clear()
+            self.seen.add(ends)
+            return
+        if sum(map(len, self.messages.values())) >= _MAX_MESSAGES:
+            self.messages.clear()
+        records = [record for record in found if record is not None]
+        message = Message(records, starts, self.spec.mask_size)
+        self.messages.setdefault(ends[-1], []).insert(0, message)
+
+    def read_group(self, rows: np.ndarray, members: np.ndarray, found: list[Record | None]) -> None:
         """Read records of one length into the rows `members` of the arrays."""
         known = self.records.setdefault(rows.shape[1], [])
         tried = 0
@@ -119,14 +143,16 @@ class AgentReader:
             record = known[tried]
             tried += 1
             fits = record.fits(rows)
-            if isinstance(fits, np.ndarray):
-                if fits.any():
-                    self.fill(record, rows[fits], members[fits])
-                    rows, members = rows[~fits], members[~fits]
-                continue
-            self.last = record
-            self.fill(record, rows, members)
-            return
+            fitting = members[fits] if isinstance(fits, np.ndarray) else members
+            for member in fitting.tolist():
+                found[member] = record
+            if fits is True:
+                self.last = record
+                self.fill(record, rows, members)
+                return
+            if len(fitting):
+                self.fill(record, rows[fits], fitting)
+                rows, members = rows[~fits], members[~fits]
 
     def learn(self, data: bytes) -> Record:
         """Take a record of an unknown layout apart, and see that it fits the behaviour."""
