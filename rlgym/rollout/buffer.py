@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlgym.device import pin
 from rlgym.spaces import Layout, Tree, map_tree, tree_items
 
 
@@ -164,14 +165,16 @@ class RolloutBuffer:
         self.obs: Tree[Tensor] = map_tree(lambda tensor: tensor[:-1], self.all_obs)
         self.last_obs: Tree[Tensor] = map_tree(lambda tensor: tensor[-1], self.all_obs)
         self.actions: Tree[Tensor] = _to(action_layout.alloc(T, N), self.device)
-        self.host: dict[str, np.ndarray] = {
-            "rewards": np.zeros((T, N), np.float32),
-            "terminated": np.zeros((T, N), np.bool_),
-            "truncated": np.zeros((T, N), np.bool_),
-            "active": np.ones((T, N), np.bool_),
-            "episode_start": np.zeros((T + 1, N), np.bool_),
+        hosts = {
+            "rewards": torch.zeros(T, N),
+            "terminated": torch.zeros(T, N, dtype=torch.bool),
+            "truncated": torch.zeros(T, N, dtype=torch.bool),
+            "active": torch.ones(T, N, dtype=torch.bool),
+            "episode_start": torch.zeros(T + 1, N, dtype=torch.bool),
         }
-        on_device = {name: _to(array, self.device) for name, array in self.host.items()}
+        self._hosts = {name: pin(tensor, self.device) for name, tensor in hosts.items()}
+        self.host = {name: tensor.numpy() for name, tensor in self._hosts.items()}
+        on_device = {name: tensor.to(self.device) for name, tensor in self._hosts.items()}
         self.rewards, self.terminated = on_device["rewards"], on_device["terminated"]
         self.truncated, self.active = on_device["truncated"], on_device["active"]
         self.all_starts = on_device["episode_start"]
@@ -193,8 +196,8 @@ class RolloutBuffer:
     def upload(self) -> None:
         """Bring rewards and flags from the host to the device; on a CPU they are there already."""
         if self.device.type != "cpu":
-            for name, array in self.host.items():
-                self._on_device[name].copy_(torch.from_numpy(array), non_blocking=True)
+            for name, tensor in self._hosts.items():  # page-locked: nobody waits for it
+                self._on_device[name].copy_(tensor, non_blocking=True)
         self.all_active = bool(self.host["active"].all())
 
     def download(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -11,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlgym.device import synchronize
 from rlgym.rollout.buffer import Finals, RolloutBuffer
+from rlgym.rollout.transfer import Transfer
 from rlgym.spaces import Tree, map_tree, tree_items
 
 
@@ -54,7 +57,9 @@ class CollectStats:
     idle: float = 0.0
     """Seconds in which the policy waited for worlds."""
     policy: float = 0.0
-    """Seconds of inference."""
+    """Seconds of inference, of the device's own where it is an accelerator."""
+    busy: float = float("nan")
+    """Seconds in which the workers of the worlds were at work, on average; NaN without workers."""
     transfer: float = 0.0
     """Seconds of copies to the learner's device at the end of the rollout."""
     term_sums: dict[str, tuple[float, int]] = field(default_factory=dict)
@@ -75,6 +80,7 @@ class CollectStats:
         self.seconds += other.seconds
         self.idle += other.idle
         self.policy += other.policy
+        self.busy = other.busy if math.isnan(self.busy) else self.busy + other.busy
         self.transfer += other.transfer
         for name, (total, count) in other.term_sums.items():
             before, steps = self.term_sums.get(name, (0.0, 0))
@@ -95,11 +101,20 @@ class HostCollector:
         policy: chooses actions, on the buffer's device.
         buffer: filled by `collect`.
         generator: source of the policy's noise; nothing else may draw from it.
+        transfer: copies between host and device; None makes it where they are not one.
     """
 
     def __init__(
-        self, env: Any, policy: Policy, buffer: RolloutBuffer, generator: torch.Generator
+        self,
+        env: Any,
+        policy: Policy,
+        buffer: RolloutBuffer,
+        generator: torch.Generator,
+        transfer: Transfer | None = None,
     ) -> None:
+        if transfer is None and buffer.device.type != "cpu":
+            transfer = Transfer(buffer.device, env.num_groups)
+        self.transfer = transfer
         self.env = env
         self.policy = policy
         self.buffer = buffer
@@ -153,7 +168,9 @@ class HostCollector:
         What the caller does before `finish` is done while they take it.
         """
         begin = perf_counter()
+        synchronize(self.buffer.device)  # the last rollout has left the host's memory
         self._stats = stats = CollectStats()
+        self._busy = self.env.unwrapped.busy_seconds()
         T = self.buffer.num_steps
         noise = self.policy.noise(T, self.env.num_envs, self.generator)
         noises = [_noise_rows(noise, rows, T) for rows in self._groups]
@@ -173,6 +190,8 @@ class HostCollector:
         stats, buffer = self._stats, self.buffer
         for g in range(len(self._groups)):
             self._receive(g, buffer.num_steps - 1, stats)
+        if self.transfer is not None:
+            self.transfer.wait()
         if self._state is not None:
             map_tree(lambda target, now: target.copy_(now), buffer.last_state, self._state)
         self._bootstrap()
@@ -181,6 +200,11 @@ class HostCollector:
         end = perf_counter()
         stats.transfer = end - sent
         stats.seconds += end - begin
+        stats.busy = self.env.unwrapped.busy_seconds() - self._busy
+        if self.transfer is not None and buffer.device.type != "cpu":
+            synchronize(buffer.device)
+            stats.policy = self.transfer.busy()
+            stats.idle = max(stats.seconds - stats.policy - stats.transfer, 0.0)
         stats.env_steps = int(np.count_nonzero(buffer.host["active"]))
         stats.term_sums = {name: _sum(values) for name, values in self._terms.items()}
         return stats
@@ -239,6 +263,9 @@ class HostCollector:
         begin = perf_counter()
         rows, masks = self._groups[g], self._masks[g]
         mask = None if masks is None else masks[t]
+        if self.transfer is not None:
+            self.transfer.wait()
+            self.transfer.begin()
         if self._state is None:
             actions, raw, _ = self.policy.act(self._obs[g][t], noise=noise, mask=mask)
         else:
@@ -257,6 +284,9 @@ class HostCollector:
                 row.copy_(raw[key])
         else:
             store.copy_(raw)
+        if self.transfer is not None:
+            self.transfer.end()
+            actions = self.transfer.fetch(g, actions)
         end = perf_counter()
         self.env.send(actions, g)
         stats.policy += end - begin
@@ -269,13 +299,17 @@ class HostCollector:
         stats.idle += perf_counter() - begin
         rows, host = self._groups[g], self.buffer.host
         target = self._obs[g][t + 1]
-        if isinstance(target, dict):
+        if self.transfer is not None:
+            self.transfer.bring(g, "obs", target, obs)
+        elif isinstance(target, dict):
             for key, row in target.items():
                 row.copy_(obs[key])
         else:
             target.copy_(obs)
         masks = self._masks[g]
-        if masks is not None:
+        if masks is not None and self.transfer is not None:
+            self.transfer.bring(g, "mask", masks[t + 1], info["action_mask"])
+        elif masks is not None:
             masks[t + 1].copy_(info["action_mask"])
         ended, cut = terminated.numpy(), truncated.numpy()
         done = ended | cut

@@ -317,7 +317,10 @@ class Run:
             "perf/transfer": stats.transfer,
             "perf/learn": learn_seconds,
             "perf/steps_per_second": stats.env_steps / (stats.seconds + learn_seconds),
+            "perf/learner_idle": stats.idle / (stats.seconds + learn_seconds),
         }
+        if not math.isnan(stats.busy):
+            scalars["perf/worker_idle"] = 1.0 - stats.busy / stats.seconds
         scalars |= self.env.unwrapped.scalars()  # type: ignore[attr-defined]
         scalars |= {f"health/{name}": count for name, count in self.health.items()}
         scalars = self.logger.write(scalars, state.env_steps)

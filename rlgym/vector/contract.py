@@ -293,6 +293,10 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """
         return {}
 
+    def busy_seconds(self) -> float:
+        """Seconds that worker processes have been stepping so far, each on average; NaN without."""
+        return float("nan")
+
     def scalars(self) -> dict[str, float]:
         """Numbers by which a world describes itself since the last call, named for the log."""
         return {}

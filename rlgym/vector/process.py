@@ -111,7 +111,7 @@ class ProcessVectorEnv(VectorEnv):
             self._traits = answers[self._inspector()][0]["traits"]
             found = traits_from_document(self._traits)
             mapped = self._crew.slab.allocate(plan(num_envs, len(rows), found, info_keys))
-            self._doing = mapped.pop("doing")
+            self._doing, self._busy = mapped.pop("doing"), mapped.pop("busy")
             self._doing[:] = -1
             super().__init__(
                 found,
@@ -134,6 +134,10 @@ class ProcessVectorEnv(VectorEnv):
             raise
         self._prepare_groups()
         self.closed = False
+
+    def busy_seconds(self) -> float:
+        """Seconds that the workers have been stepping so far, each on average."""
+        return float(self._busy.mean())
 
     def _inspector(self) -> Link:
         return next(link for link in self._links if 0 in link.slots)

@@ -10,6 +10,7 @@ import rlgym
 from rlgym.errors import StateError
 from rlgym.rollout.buffer import RolloutBuffer
 from rlgym.rollout.collector import HostCollector, set_generator
+from rlgym.rollout.transfer import Transfer
 
 
 class Steps(gymnasium.Env):
@@ -306,3 +307,53 @@ def test_generator_of_another_device_begins_a_new_sequence():
     assert torch.equal(torch.rand(4, generator=generator), expected)
     set_generator(generator, torch.zeros(16, dtype=torch.uint8))  # as CUDA's are
     assert not torch.equal(torch.rand(4, generator=generator), expected)
+
+
+@pytest.mark.parametrize("world", [Steps, Masked])
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_copies_by_way_of_page_locked_memory_change_nothing(world, num_groups):
+    plain = make(world, num_envs=4, num_groups=num_groups, cut=True)
+    other = make(world, num_envs=4, num_groups=num_groups, cut=True)
+    other.transfer = Transfer(torch.device("cpu"), num_groups)
+    for _ in range(3):
+        ours, theirs = other.collect(), plain.collect()
+        assert ours.returns == theirs.returns and ours.env_steps == theirs.env_steps
+        for name in ("all_obs", "actions", "rewards", "bootstrap", "truncated", "all_masks"):
+            one, two = getattr(other.buffer, name), getattr(plain.buffer, name)
+            assert one is two is None or torch.equal(one, two), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_groups", [1, 2])
+def test_rollouts_of_an_accelerator_equal_those_of_the_cpu(num_groups):
+    from rlgym.agents.policy import ActorCritic
+    from rlgym.config import NetworkConfig
+    from rlgym.device import resolve
+
+    buffers = []
+    for device in (torch.device("cpu"), resolve("auto")):
+        env = rlgym.make_vec("CartPole-v1", 8, backend="process", num_groups=num_groups)
+        layouts = env.obs_layout, env.action_layout
+        policy = ActorCritic.build(*layouts, NetworkConfig(hidden=(32,)), 0).to(device)
+        buffer = RolloutBuffer(64, 8, *layouts, device)
+        # noise of the CPU's generator in both cases
+        collector = HostCollector(env, policy, buffer, torch.Generator().manual_seed(1))
+        collector.start(*env.reset(seed=0))
+        stats = [collector.collect() for _ in range(2)][-1]
+        assert 0 < stats.policy < stats.seconds and 0 < stats.busy < stats.seconds
+        buffers.append(buffer)
+        env.close()
+    for name in ("all_obs", "actions", "rewards", "terminated"):
+        one, two = (getattr(buffer, name).cpu() for buffer in buffers)
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+
+
+def test_workers_say_how_long_they_stepped():
+    env = rlgym.make_vec("CartPole-v1", 4, backend="process", num_workers=2)
+    env.reset(seed=0)
+    assert env.busy_seconds() == 0.0
+    for _ in range(50):
+        env.step(np.zeros(4, np.int64))
+    assert 0.0 < env.busy_seconds() < 5.0
+    env.close()
+    assert np.isnan(rlgym.make_vec("CartPole-v1", 1, backend="sync").busy_seconds())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from time import perf_counter
 from typing import Any
 
 import gymnasium
@@ -31,7 +32,10 @@ def main(config: dict[str, Any]) -> None:
 def plan(
     num_envs: int, num_workers: int, traits: WorldTraits, info_keys: tuple[str, ...]
 ) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Every array of the slab: those of a step, and the row that each worker is stepping."""
+    """Every array of the slab: those of a step, and what each worker is doing.
+
+    That is the row it steps at present, and the seconds it has spent stepping.
+    """
     actions = Layout(traits.action_space)
     return StepArrays.plan(
         num_envs,
@@ -39,7 +43,10 @@ def plan(
         actions,
         actions.mask_size if traits.has_mask else 0,
         len(traits.reward_terms) + len(info_keys),
-    ) | {"doing": ((num_workers,), np.dtype(np.int64))}
+    ) | {
+        "doing": ((num_workers,), np.dtype(np.int64)),
+        "busy": ((num_workers,), np.dtype(np.float64)),
+    }
 
 
 class _Watched(list[Slot]):
@@ -67,6 +74,7 @@ class Worker:
         self._fresh: dict[int, int] = {}
         """Slot -> seed, where the episode of the process before this one has not been ended yet."""
         self._marked: set[int] = set()
+        self._busy = np.zeros(1)
         self._started = False
 
     # ------------------------------------------------------------------ the loop
@@ -75,7 +83,9 @@ class Worker:
         pipe = self._pipe
         while byte := pipe.next():
             if byte[0] < wire.MAX_GROUPS:
+                begin = perf_counter()
                 self._step(byte[0])
+                self._busy[0] += perf_counter() - begin
                 pipe.done(byte)
             elif byte[0] == wire.MARK:
                 self._mark()
@@ -128,6 +138,7 @@ class Worker:
             Layout(found.action_space),
         )
         self._doing = mapped.pop("doing")[self._number :]
+        self._busy = mapped.pop("busy")[self._number :]
         self._arrays = StepArrays.from_arrays(mapped, self._obs_layout, self._action_layout)
         self._slots = [
             Slot(self._build, number, self._obs_layout, self._action_layout, found, keys)
