@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -88,9 +87,8 @@ def show(report: dict[str, Any], findings: list[Finding]) -> None:
             value = ", ".join(f"{key} {part}" for key, part in value.items()) or "none"
         facts.add_row(f"[bold]{name.replace('_', ' ')}", str(value).replace("[", r"\["))
     console.print(facts)
-    if not findings:
+    if all(finding.severity == "note" for finding in findings):
         console.print("[green]nothing wrong was found")
-        return
     table = Table(box=None, padding=(0, 2), show_header=False)
     for finding in findings:
         color = COLORS[finding.severity]
@@ -104,35 +102,29 @@ def machine() -> tuple[dict[str, Any], list[Finding]]:
     """Facts of this machine and of the installation."""
     import torch
 
-    from rlgym.device import available
+    from rlgym.cli.hardware import look, used, why_not_more
 
-    devices = available()
+    hardware = look()
     report: dict[str, Any] = {
         "rlgym": f"{rlgym.__version__} in {Path(rlgym.__file__).parent}",
         "python": f"{platform.python_version()} in {sys.prefix}",
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": _cores(),
+        "cores": "{} of {} usable".format(*hardware.cores),
         "memory": _memory(),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
-        "devices": ", ".join(devices),
+        "devices": ", ".join(
+            f"{name} ({what})" if what != name else name for name, what in hardware.devices.items()
+        ),
+        "used": "; ".join(f"{part}: {what}" for part, what in used(hardware).items()),
         "packages": _versions(_requirements().get("", [])),
         "extras": _extras(),
     }
-    findings = []
-    if devices == ["cpu"] and shutil.which("nvidia-smi"):
-        fix = "install the CUDA build (pytorch.org/get-started)"
-        findings.append(Finding("warning", "device", f"torch sees no GPU beside its driver: {fix}"))
+    findings = why_not_more(hardware)
     absent = [name for name, version in report["packages"].items() if version == "absent"]
     if absent:
         fix = f'pip install "{DISTRIBUTION}"'
-        findings.append(Finding("error", "packages", f"{', '.join(absent)} absent: {fix}"))
+        findings.insert(0, Finding("error", "packages", f"{', '.join(absent)} absent: {fix}"))
     return report, findings
-
-
-def _cores() -> str:
-    total = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
-    return str(total) if usable == total else f"{usable} of {total} usable by this process"
 
 
 def _memory() -> str:
