@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
+import rlgym
 from rlgym.envs.unity import compat, messages
 from rlgym.envs.unity.demonstrations import (
     BRAIN_AT,
@@ -255,3 +257,47 @@ def test_a_recording_of_another_scene_is_refused(tmp_path):
     write(tmp_path / "b.demo", short)
     with pytest.raises(UserError, match="shows no step"):
         arrays_of([tmp_path / "b.demo"], obs, actions)
+
+
+# ------------------------------------------------------------------------------ learning from them
+
+
+def balance(obs: np.ndarray) -> np.ndarray:
+    """Keeps the stand-in's balls on their plates: tilt against offset and speed."""
+    rz, rx, x, _, z, vx, _, vz = obs.T
+    wanted = np.stack([0.1 * (x + vx) - 2 * rz, -0.1 * (z + vz) - 2 * rx], 1)
+    return np.clip(wanted / np.deg2rad(10), -1, 1).astype(np.float32)
+
+
+@pytest.mark.slow
+def test_a_policy_learns_from_recordings_what_it_would_not_find_as_soon(tmp_path):
+    env = rlgym.make_vec("unity:standin", scene="3dball", agents=6, seed=0)
+    seen, done, rewards = [], [], [np.zeros(6, np.float32)]
+    obs, _ = env.reset(seed=0)
+    for _ in range(150):
+        seen.append(obs.numpy().copy())
+        done.append(balance(seen[-1]))
+        obs, reward, terminated, _, _ = env.step(torch.from_numpy(done[-1]))
+        rewards.append(reward.numpy().copy())
+        assert not terminated.any()
+    spec = env.unwrapped.behavior_spec
+    env.close()
+    seen, done, rewards = (np.stack(rows) for rows in (seen, done, rewards[:-1]))
+    flags, choices = np.zeros(len(seen), bool), np.zeros((len(seen), 0), np.int32)
+    (tmp_path / "demos").mkdir()
+    for i in range(6):
+        parts = [seen[:, i]], rewards[:, i], flags, flags, done[:, i], choices
+        write(tmp_path / "demos" / f"{i}.demo", Recording(spec, *parts))
+    settings = {
+        "env": {"scene": "3dball", "agents": 6},
+        "total_steps": 384,
+        "algo": {"num_steps": 64},
+        "network": {"normalize_obs": True},
+        "eval": {"episodes": 6},
+        "console": "off",
+        "preset": None,
+    }
+    alone = rlgym.train("unity:standin", run_dir=tmp_path / "alone", **settings)
+    clone = {"demonstrations": str(tmp_path / "demos"), "steps": 500}
+    taught = rlgym.train("unity:standin", run_dir=tmp_path / "taught", clone=clone, **settings)
+    assert alone.result.mean < 20 < 80 < taught.result.mean
