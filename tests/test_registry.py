@@ -122,7 +122,7 @@ def test_unknown_backend_and_bad_counts() -> None:
     with pytest.raises(ConfigError, match='use "auto", "sync", "process"'):
         make_vec("CartPole-v1", 1, backend="threads")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="not a tensor world"):
-        make_vec("CartPole-v1", 1, backend="device")
+        make_vec("rlgym/Counter-v0", 1, backend="device")
     with pytest.raises(ContractError, match="use num_envs 4 or num_groups 1"):
         make_vec("CartPole-v1", 3, backend="sync", num_groups=2)
     with pytest.raises(ContractError, match="at least 1"):
