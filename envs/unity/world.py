@@ -72,6 +72,8 @@ class UnityWorld:
         group_reward_weight: how much a group's reward counts beside the agent's own.
         args: further arguments of the player.
         num_areas: copies of the training area, for scenes that make them.
+        transport: "direct", or "grpc" for the official library's server, should a player not get
+            along with ours.
         log_folder: where the players' logs stay.
         options: of the stand-in.
 
@@ -111,6 +113,7 @@ class UnityWorld:
         group_reward_weight: float = 1.0,
         args: Sequence[str] = (),
         num_areas: int = 1,
+        transport: Literal["direct", "grpc"] = "direct",
         log_folder: str | Path | None = None,
         **options: Any,
     ) -> None:
@@ -147,6 +150,7 @@ class UnityWorld:
             "no_graphics": no_graphics,
             "args": tuple(args),
             "num_areas": num_areas,
+            "transport": transport,
             "log_folder": log_folder,
         }
         self._restarts = [0] * num_players

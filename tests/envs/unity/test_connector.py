@@ -27,9 +27,9 @@ def standin(timeout: float = 20.0, seed: int = 0, **options: Any) -> Player:
     return Player(find_player("standin", **options), timeout=timeout, seed=seed)
 
 
-def connected(**options: Any) -> tuple[Player, Codec, Frame]:
+def connected(transport: Any = "direct", **options: Any) -> tuple[Player, Codec, Frame]:
     """A player after its first message of agents."""
-    player = standin(**options)
+    player = Player(find_player("standin", **options), timeout=20.0, transport=transport)
     player.start()
     player.connect()
     codec = Codec(player.name)
@@ -74,8 +74,9 @@ def is_gone(pid: int) -> bool:
 # ----- A session ---------------------------------------------------------------------------------
 
 
-def test_a_session_from_start_to_quit() -> None:
-    player, codec, frame = connected(scene="3dball", agents=5)
+@pytest.mark.parametrize("transport", ["direct", "grpc"])
+def test_a_session_from_start_to_quit(transport: Any) -> None:
+    player, codec, frame = connected(transport, scene="3dball", agents=5)
     assert "hybridActions" in player.capabilities
     assert player.package_version
     pid, port = player.pid, player.port
@@ -96,8 +97,12 @@ def test_a_session_from_start_to_quit() -> None:
 def test_the_seed_reaches_the_scene() -> None:
     first = []
     for seed in (3, 3, 4):
-        player, _, frame = connected(scene="3dball", agents=2, seed=seed)
-        first.append(next(iter(frame.batches.values())).obs[0].copy())
+        player = standin(scene="3dball", agents=2, seed=seed)
+        player.start()
+        player.connect()
+        codec = Codec()
+        player.send(codec.encode_reset())
+        first.append(next(iter(codec.decode(player.recv()).batches.values())).obs[0].copy())
         player.quit()
     np.testing.assert_array_equal(first[0], first[1])
     assert (first[0] != first[2]).any()
@@ -133,6 +138,11 @@ def test_messages_of_any_size_pass() -> None:
     player.send(zeros(codec, frame))
     codec.decode(player.recv())
     player.quit()
+
+
+def test_there_are_two_transports() -> None:
+    with pytest.raises(WorldError, match="choose direct or grpc"):
+        Player(find_player("standin"), transport="carrier pigeon")
 
 
 def test_the_halves_are_called_in_turn() -> None:
