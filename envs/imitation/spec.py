@@ -238,6 +238,8 @@ class WarpSpec:
 
     max_contacts: int | None = None
     """Of one world that there is room for; None: as many as its geoms can have, up to 32."""
+    capture: bool = True
+    """Launch a control step as one recorded graph; without, it is slower: for comparison."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ BENCHES: dict[str, tuple[str, str]] = {
         "imitate_reference",
         "returns of the original's published policies in our worlds",
     ),
+    "warp": ("warp", "env steps per second of A1 in MuJoCo Warp, and seconds to a trot on a GPU"),
     "export": ("export", "errors, times and sizes of exported policies, deadlines, guards"),
     "vector": ("vector", "what the worker processes cost per step, against raw and Gymnasium's"),
     "unity": ("unity", "steps per second of Unity scenes, against Unity's own Python client"),

@@ -154,7 +154,7 @@ class Levels:
 
     def on_evaluation(self, run: Any, score: float) -> None:
         """Note the score per step, and the time."""
-        dt = run.env.unwrapped.task.spec.actuation.control_dt
+        dt = 1.0 / run.env.unwrapped.traits.render_fps
         per_step = score / round(EPISODE_SECONDS / dt)
         now = time.perf_counter() - self.start
         self.curve.append((round(now, 2), round(per_step, 4)))
@@ -177,6 +177,7 @@ def train_and_validate(
     modules: list[str],
     quick: bool,
     with_baselines: bool,
+    env: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train with the preset for the clip, then measure in PyBullet (a fresh process)."""
     import_all(modules)
@@ -191,7 +192,7 @@ def train_and_validate(
         rlgym.train(
             WORLD,
             run_dir=run_dir,
-            env={"robot": "a1", "clip": clip},
+            env={"robot": "a1", "clip": clip, **(env or {})},
             seed=seed,
             hooks=hook,
             time_limit=limit,

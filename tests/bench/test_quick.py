@@ -96,3 +96,13 @@ def test_imitate_trot(capsys):
     )
     assert 0.0 < baselines["bullet standing"]["time_step"] <= 0.001
     assert 0.001 < baselines["mujoco standing"]["time_step"] <= 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # Warp compiles its kernels, the first time
+def test_warp(capsys):
+    pytest.importorskip("mujoco_warp", reason="needs the extra 'gpu'")
+    outcome = run_quick(capsys, "warp", "--device", "cpu")
+    rate, agreement = outcome["cases"]
+    assert rate["value"] > rate["baseline"] > 0.0
+    assert 0.0 < agreement["value"] < 1e-4
