@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout": FOUNDATION | {"vector"},
     "agents": FOUNDATION | {"rollout"},  # the learner never sees a world
     "training": FOUNDATION | {"agents", "registry", "rollout", "vector"},
-    "export": FOUNDATION | {"agents", "deploy"},
+    "export": FOUNDATION | {"agents", "assets", "deploy"},
     "deploy": set(),  # also a distribution of its own, on a robot without torch
     "interop": FOUNDATION | {"agents", "envs", "registry", "rollout", "training", "vector"},
     "report": FOUNDATION | {"envs", "registry", "training", "vector"},

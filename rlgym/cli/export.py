@@ -34,7 +34,7 @@ class Options:
     run: Positional[str]
     """The run's folder, or the .onnx of another trainer."""
     to: str = ""
-    """Formats beside numpy and onnx, separated by commas: pt2, unity, c, c-int8, tflite,
+    """Formats beside numpy and onnx, separated by commas: pt2, unity, web, c, c-int8, tflite,
     tflite-int8, tflite-full-int8."""
     out: str | None = None
     """Bundle to write; ending in / it is a folder, else a zip. By default in the run's folder."""

@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     ),
     "export": ("rlgym.cli.export", "write a trained policy as a bundle that proves itself"),
     "verify": ("rlgym.cli.verify", "check that a bundle does here what it did in the lab"),
+    "web": ("rlgym.cli.web", "show a bundle's policy in a browser, which runs it"),
     "latency": ("rlgym.cli.latency", "time each artefact of a bundle on this machine"),
     "import": (
         "rlgym.cli.import_",

@@ -320,11 +320,22 @@ def _unity(graph: Graph, golden: Golden, description: Mapping[str, Any]) -> Arte
     return Artefact("unity", {UNITY: data}, error, TOLERANCE, where, {"opset": OPSET})
 
 
+def _web(graph: Graph, golden: Golden, description: Mapping[str, Any]) -> Artefact:
+    from rlgym.export.onnx import to_onnx
+    from rlgym.export.web import page_files
+
+    model = to_onnx(graph, 18, metadata(description)).SerializeToString()
+    page = page_files(graph, golden.inputs, golden.world, description, model)
+    named = {f"extras/web/{name}": data for name, data in page.items()}
+    return Artefact("web", named, None, TOLERANCE, "the page repeats golden pairs where it is open")
+
+
 FORMATS: dict[str, tuple[Callable[..., Artefact], str]] = {
     "numpy": (_numpy, "the graph as arrays, for a robot with numpy alone (always there)"),
     "onnx": (_onnx, "ONNX, opset 18 and an opset 15 twin (always there)"),
     "pt2": (_pt2, "torch.export program, for torch and its compilers"),
     "unity": (_unity, "ONNX for a Behavior of Unity's ML-Agents package"),
+    "web": (_web, "page that runs it in a browser; rlgym web adds what it needs"),
     "c": (_c, "C99 source with a test program, no dependencies"),
     "c-int8": (_c_int8, "the same with weights in bytes, a quarter of the size"),
     "tflite": (

@@ -90,10 +90,10 @@ def _action(action: Any) -> dict[str, Any]:
     }
     if action.kind == "box":
         for name in ("scale", "offset", "low", "high"):
-            entry[name] = [_number(value) for value in getattr(action, name)]
+            entry[name] = [number(value) for value in getattr(action, name)]
     return entry
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
     """A finite number, or None for a bound that is none: JSON has no infinity."""
     return float(value) if np.isfinite(value) else None

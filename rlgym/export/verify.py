@@ -18,7 +18,15 @@ import numpy as np
 from rlgym.deploy.bundle import Bundle
 from rlgym.deploy.errors import DeployError
 from rlgym.deploy.onnx_check import check_onnx
-from rlgym.deploy.policy import Policy, action_error, error_of, golden_pairs, load_onnx, run_onnx
+from rlgym.deploy.policy import (
+    ONNX,
+    Policy,
+    action_error,
+    error_of,
+    golden_pairs,
+    load_onnx,
+    run_onnx,
+)
 from rlgym.errors import MissingExtraError, UserError
 from rlgym.export.bundle import compile_and_run
 from rlgym.export.golden import TOLERANCE
@@ -198,9 +206,23 @@ def _check_tflite(case: Case, artefact: dict[str, Any]) -> Check:
     return case.compare(name, outputs, tolerance)
 
 
+def _check_web(case: Case, artefact: dict[str, Any]) -> Check:
+    """A page is code of its maker's: what is not byte for byte ours is pointed out."""
+    from rlgym.export.web import page_files
+
+    bundle, graph = case.bundle, case.policy.graph
+    page = page_files(graph, case.inputs, case.world, bundle.manifest, bundle.read(ONNX))
+    found = {Path(name).name: bundle.read(name) for name in artefact["files"]}
+    if found == page:
+        return Check("web", "the page is what this version writes; not opened here", True)
+    text = "NOT what this version writes: open it only if you know who made it, or use rlgym web"
+    return Check("web", text, True, skipped=True)
+
+
 CHECKS: dict[str, tuple[Callable[[Case, dict[str, Any]], Check], bool]] = {
     "onnx": (_check_onnx, False),
     "unity": (_check_unity, False),
+    "web": (_check_web, False),
     "c": (_check_c, True),
     "c-int8": (_check_c, True),
     "pt2": (_check_pt2, True),
