@@ -7,6 +7,7 @@ them, go through protobuf, where floats and masks are bytes that numpy reads at 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ _MAX_RECORDS = 64
 """Layouts that are remembered for one behaviour; a player with more of them is read in general."""
 
 _MAX_MESSAGES = 64
-_MESSAGE_SIZE = 16_384
-"""Bytes up to which the layouts of whole messages are remembered, and how many of them."""
+"""Layouts of whole messages that are remembered."""
+_MAX_RUNS = 12
+"""Runs of records that are alike, up to which a message is worth remembering."""
 
 
 class AgentReader:
@@ -114,14 +116,13 @@ class AgentReader:
                 self.read_group(rows, np.asarray(members), found)
         except NotPlain:
             return None
-        if len(data) <= _MESSAGE_SIZE:
-            self.remember(tuple(ends), starts, found)
+        self.remember(tuple(ends), starts, [record for record in found if record is not None])
         return len(starts)
 
-    def remember(
-        self, ends: tuple[int, ...], starts: list[int], found: Sequence[Record | None]
-    ) -> None:
+    def remember(self, ends: tuple[int, ...], starts: list[int], records: Sequence[Record]) -> None:
         """Keep the layout of a message, the second time that one of such records comes."""
+        if sum(a is not b for a, b in pairwise(records)) >= _MAX_RUNS:
+            return
         if ends not in self.seen:
             if len(self.seen) > 16 * _MAX_MESSAGES:
                 self.seen.clear()
@@ -129,7 +130,6 @@ class AgentReader:
             return
         if sum(map(len, self.messages.values())) >= _MAX_MESSAGES:
             self.messages.clear()
-        records = [record for record in found if record is not None]
         message = Message(records, starts, self.spec.mask_size)
         self.messages.setdefault(ends[-1], []).insert(0, message)
 

@@ -79,11 +79,11 @@ class Record:
 
 
 class Message:
-    """The layout of a whole list of records, for lists that are small and come again and again.
+    """The layout of a whole list of records, for lists that come again and again.
 
-    Where the agents of a small scene are not all laid out alike, reading them group by group costs
-    more than the reading itself. Here each column is one look-up over all agents; what a record
-    lacks is looked up in zeros behind the message.
+    Where the agents of a scene are not all laid out alike, sorting them into groups costs more than
+    reading them. Here each column is one look-up over all agents; what a record lacks is looked up
+    in zeros behind the message. Observations are copied in runs of agents that are laid out alike.
 
     Args:
         records: of each agent.
@@ -116,7 +116,18 @@ class Message:
         fits = [record.mask_size == mask_size for record in records]
         self.mask = places("mask", mask_size)
         self.mask[~np.asarray(fits)] = size + np.arange(mask_size)
-        self.observations = [places(f"obs{i}", 4 * n) for i, n in enumerate(first.sizes)]
+        self.runs: list[tuple[int, int, int]] = []  # first agent, the one after the last, start
+        for i, record in enumerate(records):
+            if i and record is records[i - 1]:
+                self.runs[-1] = (self.runs[-1][0], i + 1, self.runs[-1][2])
+            else:
+                self.runs.append((i, i + 1, starts[i]))
+        self.parts = [
+            (i, size, begin, end, start + offset, records[begin].size)
+            for begin, end, start in self.runs
+            for i, size in enumerate(first.sizes)
+            for offset in ((records[begin].dtype.fields or {})[f"obs{i}"][1],)
+        ]
 
     def read(
         self, data: bytes, columns: tuple[np.ndarray, ...], mask: np.ndarray | None, obs: list[Any]
@@ -139,8 +150,8 @@ class Message:
         numbers[:, :count] = (table[self.numbers] & 0x7F) @ _SEVEN_BITS
         if mask is not None:
             mask[:count] = table[self.mask] == 0
-        for places, target in zip(self.observations, obs, strict=True):
-            target[:count] = table[places].view("<f4")
+        for i, size, begin, end, start, stride in self.parts:
+            obs[i][begin:end] = np.ndarray((end - begin, size), "<f4", data, start, (stride, 4))
         return True
 
 
