@@ -35,7 +35,7 @@ from rlgym.agents.peers import ALONE, Peers
 from rlgym.agents.policy import ActorCritic
 from rlgym.agents.rows import cut_rows, map_rows
 from rlgym.config import PPOConfig
-from rlgym.device import GraphedFn
+from rlgym.device import GraphedFn, Mode
 from rlgym.errors import UserError
 from rlgym.spaces import Tree
 
@@ -57,6 +57,7 @@ class PPO:
         total_steps: environment steps of the run; kept for the record, schedules use `progress`.
         symmetry: mirrors observations and actions for the mirror loss (Abdolhosseini et al. 2019,
             doi 10.1145/3359566.3360070, section 4.2); needed when `cfg.symmetry_coef` is not 0.
+        mode: whether updates are recorded and replayed, see `rlgym.device.GraphedFn`.
 
     Raises:
         UserError: for settings that contradict each other.
@@ -68,6 +69,7 @@ class PPO:
         cfg: PPOConfig,
         total_steps: int = 0,
         symmetry: Symmetry | None = None,
+        mode: Mode = "auto",
     ) -> None:
         for name in ("num_steps", "minibatch_size", "epochs", "max_grad_norm"):
             if not getattr(cfg, name) > 0:
@@ -83,6 +85,7 @@ class PPO:
             raise UserError("the mirror loss compares means: it needs Box actions only")
         self.policy = policy
         self.cfg = cfg
+        self.mode: Mode = mode
         self.total_steps = total_steps
         self.peers: Peers = ALONE
         self.cloning: Cloning | None = None
@@ -112,6 +115,7 @@ class PPO:
             self._learning[key] = GraphedFn(
                 lambda orders: self._learn(buffer, orders, generator),
                 self.policy.device,
+                self.mode,
                 name="PPO's update",
                 obstacle=self._obstacle(),
             )

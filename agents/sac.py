@@ -23,7 +23,7 @@ from rlgym.agents.peers import ALONE, Peers
 from rlgym.agents.soft_policy import SoftPolicy
 from rlgym.agents.soft_updates import Autograd, WrittenOut
 from rlgym.config import SACConfig
-from rlgym.device import GraphedFn
+from rlgym.device import GraphedFn, Mode
 from rlgym.errors import UserError
 
 
@@ -34,6 +34,7 @@ class SAC:
         policy: on its device already; its parameters become views of flat vectors.
         cfg: hyperparameters.
         total_steps: environment steps of the run; kept for the record, schedules use `progress`.
+        mode: whether steps are recorded and replayed, see `rlgym.device.GraphedFn`.
 
     Attributes:
         log_temperature: () log of the entropy's weight.
@@ -44,10 +45,13 @@ class SAC:
         UserError: for settings that contradict each other.
     """
 
-    def __init__(self, policy: SoftPolicy, cfg: SACConfig, total_steps: int = 0) -> None:
+    def __init__(
+        self, policy: SoftPolicy, cfg: SACConfig, total_steps: int = 0, mode: Mode = "auto"
+    ) -> None:
         _check(policy, cfg)
         self.policy = policy
         self.cfg = cfg
+        self.mode: Mode = mode
         self.total_steps = total_steps
         self.peers: Peers = ALONE
         self.cloning: Cloning | None = None
@@ -126,6 +130,7 @@ class SAC:
             self._learning[key] = GraphedFn(
                 lambda batch, noises: self._learn(batch, noises, generator, with_actor),
                 self.policy.device,
+                self.mode,
                 name="SAC's update",
                 obstacle=self._obstacle(),
             )

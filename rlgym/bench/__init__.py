@@ -23,6 +23,10 @@ from rlgym.errors import UserError
 
 BENCHES: dict[str, tuple[str, str]] = {
     "ppo-cartpole": ("ppo_cartpole", "seconds until PPO solves CartPole, against SB3's"),
+    "native-cartpole": ("native_cartpole", "the same in worlds that are tensors, against SB3's"),
+    "native-envs": ("native_envs", "steps per second of the tensor worlds alone, on one core"),
+    "gpu-ppo": ("gpu_ppo", "steps per second of PPO in tensor worlds on an accelerator"),
+    "gpu-sac": ("gpu_sac", "time of a SAC gradient step on an accelerator, against SB3's"),
     "ppo-update": ("ppo_update", "time of a PPO minibatch, against SB3's"),
     "sac": ("sac", "steps per second of SAC at one update per step, against SB3's"),
     "sac-pendulum": ("sac_pendulum", "seconds until SAC swings up Pendulum, against SB3's"),
@@ -37,6 +41,11 @@ BENCHES: dict[str, tuple[str, str]] = {
     "export": ("export", "errors, times and sizes of exported policies, deadlines, guards"),
     "vector": ("vector", "what the worker processes cost per step, against raw and Gymnasium's"),
     "unity": ("unity", "steps per second of Unity scenes, against Unity's own Python client"),
+    "host-overlap": (
+        "host_overlap",
+        "share of a rollout in which PyBullet's workers wait for the policy",
+    ),
+    "scaling": ("scaling", "steps per second of training by several processes, against one"),
     "memory": ("memory", "growth of resident memory over a million steps"),
     "learning": ("learning", "returns of the shipped presets on all worlds, five seeds each"),
 }

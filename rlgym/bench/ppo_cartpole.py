@@ -71,13 +71,13 @@ def bench_ppo_cartpole(
         common = {"seed": seed, "limit": limit, "episodes": episodes, "steps": steps}
         common["timeout"] = timeout
         ours.append(in_fresh_process(f"{here}:time_ours", modules=ours_needs, **common))
-        say(f"seed {seed}: rlgym {_line(ours[-1])}")
+        say(f"seed {seed}: rlgym {line_of(ours[-1])}")
         common |= {"modules": theirs_needs, "threads": threads}
         theirs.append(in_fresh_process(f"{here}:time_sb3", **common))
-        say(f"seed {seed}: SB3   {_line(theirs[-1])}")
+        say(f"seed {seed}: SB3   {line_of(theirs[-1])}")
         if same_recipe:
             same.append(in_fresh_process(f"{here}:time_sb3", preset=PRESET, **common))
-            say(f"seed {seed}: SB3 with our settings {_line(same[-1])}")
+            say(f"seed {seed}: SB3 with our settings {line_of(same[-1])}")
     how = {"seeds": list(seeds), "sb3_threads": threads, "sb3_tried": tried}
     cases = [_case(WORLD, ours, theirs, GOAL, how)]
     if same_recipe:
@@ -113,7 +113,8 @@ def _case(
     )
 
 
-def _line(run: dict[str, Any]) -> str:
+def line_of(run: dict[str, Any]) -> str:
+    """Tell a person of one run."""
     reached = "reached" if run["reached"] else "NOT reached"
     return (
         f"{run['seconds']:6.2f} s, {run['steps']} steps, {reached}; "
@@ -164,9 +165,15 @@ class StopAtMean:
 
 
 def time_ours(
-    *, seed: int, limit: float, episodes: int, modules: list[str], steps: int | None
+    *,
+    seed: int,
+    limit: float,
+    episodes: int,
+    modules: list[str],
+    steps: int | None,
+    preset: str = PRESET,
 ) -> dict[str, Any]:
-    """Train with the shipped preset until the threshold and score the policy (a fresh process).
+    """Train with a shipped preset until the threshold and score the policy (a fresh process).
 
     Evaluations and checkpoints during the run are off, as they are for SB3; the logs are on.
     """
@@ -182,6 +189,7 @@ def time_ours(
         start = time.perf_counter()
         rlgym.train(
             WORLD,
+            preset=preset,
             run_dir=run_dir,
             hooks=hook,
             seed=seed,
@@ -228,9 +236,9 @@ def time_sb3(
     return _outcome(start, stop.reached_at, limit, taken, scores, stop.curve)
 
 
-def imports_of_ours() -> list[str]:
+def imports_of_ours(preset: str = PRESET) -> list[str]:
     """Return the modules that a run of ours loads, found by a short one (a fresh process)."""
-    time_ours(seed=1000, limit=60.0, episodes=1, modules=[], steps=4096)
+    time_ours(seed=1000, limit=60.0, episodes=1, modules=[], steps=4096, preset=preset)
     return loaded_modules()
 
 
