@@ -75,6 +75,7 @@ class Watch:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # an actor's start takes a core for seconds
 def test_ppo_learns_from_all_actors_and_survives_the_loss_of_one(cluster, tmp_path):
     watch = Watch(kill_at=3)
     run = train("CartPole-v1", tmp_path / "run", watch)
@@ -92,6 +93,7 @@ def test_ppo_learns_from_all_actors_and_survives_the_loss_of_one(cluster, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # an actor's start takes a core for seconds
 def test_sac_learns_from_whoever_is_ready(cluster, tmp_path):
     algo = {"name": "sac", "num_steps": 16, "batch_size": 16, "learning_starts": 200}
     algo |= {"updates_per_step": 0.3, "buffer_size": 2000}
@@ -107,18 +109,21 @@ def test_sac_learns_from_whoever_is_ready(cluster, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # an actor's start takes a core for seconds
 def test_too_many_lost_actors_end_the_run(cluster, tmp_path):
     with pytest.raises(PeerLostError, match=r"actor 1 is lost.*--max-restarts"):
         train("CartPole-v1", tmp_path / "run", Watch(2, always=True), max_restarts=1)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # an actor's start takes a core for seconds
 def test_a_world_that_fails_on_an_actor_is_quoted(cluster, tmp_path):
     with pytest.raises(WorldError, match="motor is gone"):
         train(Fragile, tmp_path / "run", env={"steps": 30}, max_restarts=0)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # an actor's start takes a core for seconds
 def test_other_versions_on_another_machine_are_refused(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(actors, "versions", lambda: {"torch": "1.0"})
     with pytest.raises(UserError, match=r"torch is 1.0 here and .* install the same"):
@@ -126,6 +131,7 @@ def test_other_versions_on_another_machine_are_refused(cluster, tmp_path, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # an actor's start takes a core for seconds
 def test_a_cluster_without_room_says_how_much_there_is(cluster, tmp_path):
     collect = {**ACTORS["collect"], "cpus": 3, "patience": 5}
     with pytest.raises(UserError, match=r"cluster of 4 cores.*--collect.cpus"):
