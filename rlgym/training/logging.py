@@ -55,7 +55,7 @@ NAMES: dict[str, str] = {
     "eval/std_reward": "standard deviation of the evaluation episodes' returns",
     "eval/mean_ep_length": "mean length of the evaluation episodes, in steps",
     "eval/success_rate": "share of evaluation episodes that succeeded",
-    "perf/*": "seconds per line in collect, learn, transfer, idle; shares of time in learner_idle, worker_idle; memory in bytes",
+    "perf/*": "seconds per line in collect, learn, ...; shares of time: *_idle; memory in bytes",
     "env/*": "mean per step of a term of the reward, or of a number that the world reports",
     "unity/*": "what the scripts of a Unity scene record; lesson/NAME: where a curriculum stands",
     "health/*": "counts of what went wrong and was survived: restarts, timeouts, lost slots, ...",
