@@ -63,15 +63,20 @@ class Codec:
             output = self._message.FromString(data).unity_output
         except Exception as error:  # protobuf's own class is not public in every release
             raise WorldError(f"{self.name} sent what is no message of Unity's protocol") from error
-        lists = output.rl_output.agentInfos
-        new = [
-            self._introduce(brain, lists[brain.brain_name])
-            for brain in output.rl_initialization_output.brain_parameters
-            if brain.brain_name in lists
-        ]
+        said = output.rl_output
+        lists = said.agentInfos
+        new: tuple[BehaviorSpec, ...] = ()
+        if output.HasField("rl_initialization_output"):
+            brains = output.rl_initialization_output.brain_parameters
+            new = tuple(
+                self._introduce(brain, lists[brain.brain_name])
+                for brain in brains
+                if brain.brain_name in lists
+            )
         batches = {}
         deciding = {}
-        for behavior, agents in lists.items():
+        for behavior in lists:
+            agents = lists[behavior]
             if not agents:
                 continue
             if behavior not in self._readers:
@@ -82,7 +87,7 @@ class Codec:
             batches[behavior] = batch = self._readers[behavior].read(agents)
             deciding[behavior] = batch.num_deciding
         self._deciding = deciding
-        return Frame(batches, tuple(new), output.rl_output.side_channel)
+        return Frame(batches, new, said.side_channel)
 
     def _introduce(self, brain: Any, agents: bytes) -> BehaviorSpec:
         infos = messages.fast_message("UnityRLOutputProto.ListAgentInfoProto").FromString(agents)
