@@ -1,5 +1,6 @@
 """Players that die, freeze, lie or never speak: a run survives them, or says what is wrong."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 import rlgym
 from rlgym.errors import UserError, WorldError
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 posix = pytest.mark.skipif(os.name != "posix", reason="looks at processes as POSIX has them")
 
 
@@ -52,7 +54,9 @@ def until(condition, seconds=10.0):
     return condition()
 
 
-@pytest.mark.parametrize(("kind", "code"), [("crash", 3), ("abort", -6)])
+@pytest.mark.parametrize(
+    ("kind", "code"), [("crash", 3), pytest.param("abort", -6, marks=pytest.mark.slow)]
+)
 def test_a_player_that_dies_is_replaced(faulty, tmp_path, capfd, kind, code):
     env = faulty(f"{kind}@40", agents=2, num_players=2, max_steps=10_000)
     pids = [link.player.pid for link in env.world.links]
@@ -106,15 +110,15 @@ def test_too_many_losses_end_the_run(faulty):
     ("settings", "text"),
     [
         ({"fault": "crash@start"}, "ended with exit code 3 before it connected"),
-        ({"fault": "crash@handshake"}, "ended with exit code 3"),
-        ({"fault": "crash@reset"}, "ended with exit code 3"),
-        ({"fault": "hang@start", "timeout": 1}, "did not connect within 1 s"),
-        ({"fault": "hang@reset", "timeout": 2}, "within 2 s"),
+        slow({"fault": "crash@handshake"}, "ended with exit code 3"),
+        slow({"fault": "crash@reset"}, "ended with exit code 3"),
+        slow({"fault": "hang@start", "timeout": 1}, "did not connect within 1 s"),
+        slow({"fault": "hang@reset", "timeout": 2}, "within 2 s"),
         ({"scene": "silent", "timeout": 2}, "Decision Requester"),
-        ({"scene": "empty", "timeout": 2}, "Agent with a Decision Requester"),
+        slow({"scene": "empty", "timeout": 2}, "Agent with a Decision Requester"),
         ({"protocol": "2.0.0"}, "speaks version 2.0.0"),
-        ({"fault": "garbage@5"}, "ended the session|no message of"),
-        ({"fault": "reshape@5"}, r"observes \[\(9,\)\]"),
+        slow({"fault": "garbage@5"}, "ended the session|no message of"),
+        slow({"fault": "reshape@5"}, r"observes \[\(9,\)\]"),
     ],
 )
 def test_a_player_that_cannot_be_used_says_why(faulty, settings, text):
@@ -132,7 +136,7 @@ def test_observations_that_change_their_shape_end_the_run(faulty):
             env.step(torch.zeros(2, 2))
 
 
-@pytest.mark.parametrize("kind", ["nan", "inf"])
+@pytest.mark.parametrize("kind", ["nan", pytest.param("inf", marks=pytest.mark.slow)])
 def test_observations_that_are_not_finite_stop_training(tmp_path, kind):
     settings = {"algo": {"num_steps": 64, "minibatch_size": 64}, "network": {"hidden": [4]}}
     env = {"scene": "3dball", "agents": 2, "fault": f"{kind}@40"}

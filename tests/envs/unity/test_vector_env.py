@@ -67,6 +67,7 @@ def test_each_agent_of_each_player_is_a_slot(scene):
     assert not any(env.health.values())
 
 
+@pytest.mark.slow
 def test_time_running_out_truncates(scene):
     env = scene("camera", agents=2, image=12)
     ends = [torch.stack(result[2:4]) for result in random_steps(env, 20)]
@@ -84,7 +85,6 @@ def test_time_running_out_truncates(scene):
             spaces.MultiDiscrete([5]),
         ),
         ("camera", {"image": 16}, {"obs_0": (3, 16, 16), "obs_1": (1,)}, None),
-        ("camera", {"image": 16, "layout": "chw"}, {"obs_0": (3, 16, 16), "obs_1": (1,)}, None),
         ("buffer", {}, {"obs_0": (6, 4), "obs_1": (1,)}, spaces.Box(-1, 1, (2,), np.float32)),
         (
             "hybrid",
@@ -106,6 +106,7 @@ def test_every_kind_of_observation_and_action(scene, name, settings, obs, action
     assert not any(env.health.values())
 
 
+@pytest.mark.slow
 def test_images_are_the_players_pixels_in_either_order(scene):
     pictures = []
     for layout in ("hwc", "chw"):
@@ -134,6 +135,7 @@ def test_the_contract_holds_where_agents_decide_together(scene):
     assert [finding.rule for finding in findings] == ["seeds", "snapshot"]  # Unity has no replay
 
 
+@pytest.mark.slow
 def test_the_contract_holds_where_agents_decide_when_they_like(scene):
     findings = check(lambda: scene("staggered", agents=4, output="numpy"), steps=60)
     assert [finding.rule for finding in findings] == ["seeds", "snapshot"]
@@ -159,6 +161,7 @@ def test_staggered_agents_get_their_rewards_and_ends(scene):
     assert env.scalars()["unity/3DBall/Falls"] >= ended
 
 
+@pytest.mark.slow
 def test_staggered_agents_can_be_made_to_step_together(scene):
     env = scene("staggered", agents=4, sync="all")
     infos = [
@@ -169,6 +172,7 @@ def test_staggered_agents_can_be_made_to_step_together(scene):
     assert active.float().mean() > 0.9 and all(info["active"].any() for info in infos)
 
 
+@pytest.mark.slow
 def test_agents_that_do_not_come_back_leave_empty_slots(scene):
     env = scene("3dball", agents=6, leave=0.3)
     active = [int(info["active"].sum()) for *_, info in random_steps(env, 40)]
@@ -176,6 +180,7 @@ def test_agents_that_do_not_come_back_leave_empty_slots(scene):
     assert not any(env.health.values())
 
 
+@pytest.mark.slow
 def test_agents_that_come_late_need_slots(scene):
     with pytest.raises(WorldError, match="num_agents=4"):
         list(random_steps(scene("3dball", agents=4, late="1@300"), 80))
@@ -264,6 +269,7 @@ def test_a_run_trains_is_scored_and_goes_on(tmp_path):
     assert last["unity/lesson/scale"] == 1 and last["unity/Parameter/scale"] == pytest.approx(0.8)
 
 
+@pytest.mark.slow
 def test_nothing_is_replayed_and_it_is_said(scene):
     env = scene("3dball", agents=2)
     env.reset(seed=0)
@@ -276,6 +282,7 @@ def test_nothing_is_replayed_and_it_is_said(scene):
         scene("3dball", agents=3).restore(snapshot)
 
 
+@pytest.mark.slow
 def test_reseeding_begins_the_same_episodes(scene):
     env = scene("3dball", agents=2, reseed=True)
     first = env.reset(seed=4)[0].clone()
