@@ -164,6 +164,23 @@ def require_trust(world: str, source: str | Path) -> None:
     )
 
 
+def require_trusted_cluster(address: str | None, source: str | Path) -> None:
+    """Refuse to join a Ray cluster only because a file names it: its members run each other's code.
+
+    Args:
+        address: `collect.ray`, as the file gives it.
+        source: the file or folder that names it.
+
+    Raises:
+        UserError: says how to vouch for it.
+    """
+    if address not in (None, "local"):
+        raise UserError(
+            f"{source} asks to join the Ray cluster '{address}': if you know whose it is, add "
+            "--trust, or trust=True in Python"
+        )
+
+
 def is_scene(world: Any) -> bool:
     """Tell whether this names a Unity scene, which has as many slots as it has agents."""
     return isinstance(world, str) and world.startswith(UNITY)
@@ -235,6 +252,8 @@ def make_vec(
     kwargs = {**(env_kwargs or {}), **world_kwargs}
     if isinstance(world, str) and is_scene(world):
         common |= {"timeout": timeout, "max_restarts": max_restarts, "crash_dir": crash_dir}
+        for key in common.keys() & kwargs.keys():
+            raise ConfigError(f"{key} is not the scene's: give it without 'env.'")
         return _build_scene(world, num_envs, **common, **kwargs)
     num_envs = 1 if num_envs is None else num_envs
     builder = VECTOR_ENTRY_POINTS.get(world) if isinstance(world, str) else None

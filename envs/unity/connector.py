@@ -306,10 +306,10 @@ class Player:
         if self._connected:
             return f"{self.name} froze: no message within {seconds:g} s"
         if not self.launch.command:
-            return f"no editor connected within {seconds:g} s: press Play, or raise --env.timeout"
+            return f"no editor connected within {seconds:g} s: press Play, or raise timeout"
         return (
             f"{self.name} did not connect within {seconds:g} s: does the scene contain ML-Agents' "
-            "Agents, and does the program start without a click? (--env.timeout waits longer)"
+            "Agents, and does the program start without a click? (a larger timeout waits longer)"
         )
 
     def _exit_code(self) -> int | None:

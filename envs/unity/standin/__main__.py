@@ -255,7 +255,9 @@ def connect(port: int) -> Callable[[bytes], bytes]:
 
 def parser() -> argparse.ArgumentParser:
     """Unity's own arguments, and those of the stand-in."""
-    made = argparse.ArgumentParser("standin", description=DESCRIPTION, allow_abbrev=False)
+    made = argparse.ArgumentParser(
+        "standin", "standin [options], see --help", DESCRIPTION, allow_abbrev=False
+    )
     add = made.add_argument
     add("--mlagents-port", type=int, default=EDITOR_PORT, help="where Python listens")
     add("-logFile", "--logFile", dest="log", help="file for the log instead of the output")

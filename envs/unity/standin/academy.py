@@ -206,13 +206,11 @@ class Academy:
         crowd.group_reward[rows] = 0
 
     def _shuffle(self, crowd: Crowd) -> None:
-        """Put infos in any order; the questions keep their rows."""
-        order = self.rng.permutation(len(crowd.infos))
-        rows: list[int | None] = []
-        asking = iter(crowd.asking)
-        rows = [None if info.done else next(asking) for info in crowd.infos]
-        crowd.infos = [crowd.infos[i] for i in order]
-        crowd.asking = [row for i in order if (row := rows[i]) is not None]
+        """Put the questions in any order; ends stay before them, in the order of the new ids."""
+        ends = len(crowd.infos) - len(crowd.asking)
+        order = self.rng.permutation(len(crowd.asking)).tolist()
+        crowd.infos[ends:] = [crowd.infos[ends + k] for k in order]
+        crowd.asking = [crowd.asking[k] for k in order]
 
     def _gather(self, population: Population) -> Crowd:
         n = population.num_agents

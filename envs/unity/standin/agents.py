@@ -58,7 +58,7 @@ class Population:
     adds_rewards: bool = True
     """Rewards between decisions add up (AddReward), or the last one stands (SetReward)."""
     shuffled: bool = False
-    """Infos of one message come in any order."""
+    """The questions of one message come in any order."""
 
     def __init__(self, num_agents: int, channels: Channels, rng: np.random.Generator) -> None:
         """Make `num_agents` agents; `reset` places them."""

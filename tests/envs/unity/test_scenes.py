@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import rlgym
+from rlgym.errors import ConfigError
 from rlgym.vector.contract import VectorEnv
 
 Rule = Callable[[Any], Any]
@@ -143,6 +144,11 @@ def test_a_hand_made_controller_balances_every_ball(scene: str) -> None:
                 break
         assert len(returns) >= 8
         assert returns == pytest.approx([6.0] * len(returns), abs=0.11)
+
+
+def test_settings_of_the_run_are_told_from_those_of_the_scene() -> None:
+    with pytest.raises(ConfigError, match=r"timeout is not the scene's: give it without 'env\.'"):
+        rlgym.make_vec("unity:standin", env_kwargs={"timeout": 5})
 
 
 def test_two_behaviours_play_the_same_scene_side_by_side() -> None:
