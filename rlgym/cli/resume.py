@@ -8,6 +8,7 @@ from tyro.conf import Positional
 from rlgym.cli.arguments import parse
 from rlgym.cli.runs import read_run
 from rlgym.cli.train import Progress, follows
+from rlgym.registry import require_trusted_cluster
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Options:
 def run(argv: list[str]) -> int:
     """Continue the run."""
     wanted = parse(Options, argv, "rlgym resume", ("run",))
-    read_run(wanted.run, wanted.trust)
+    config = read_run(wanted.run, wanted.trust)
+    if not wanted.trust:
+        require_trusted_cluster(config.collect.ray, wanted.run)
     changes = {"time_limit": wanted.time_limit, "device": wanted.device}
     changes = {name: value for name, value in changes.items() if value is not None}
     from rlgym.training.run import resume

@@ -152,6 +152,10 @@ def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:
         from rlgym.registry import require_trust  # Gymnasium: not for --help
 
         require_trust(config.env_id, shell.config)
+    if shell.config is not None and not shell.trust and "ray" not in flags.get("collect", {}):
+        from rlgym.registry import require_trusted_cluster
+
+        require_trusted_cluster(config.collect.ray, shell.config)
     return shell, merge(config, flags, spell=spell), notice
 
 

@@ -16,7 +16,7 @@ from rlgym.config import (
     starting_config,
 )
 from rlgym.errors import UserError
-from rlgym.registry import WorldFactory, require_trust
+from rlgym.registry import WorldFactory, require_trust, require_trusted_cluster
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training.console import Mode
 from rlgym.training.distributed import joined
@@ -75,6 +75,8 @@ def train(
     network = _own_network(network, settings)
     if isinstance(world, TrainConfig) and not trust and "env_id" not in settings:
         require_trust(world.env_id, "this config")
+    if isinstance(world, TrainConfig) and not trust and "collect" not in settings:
+        require_trusted_cluster(world.collect.ray, "this config")
     config = _config(world, preset, settings)
     with joined() as group:
         folder = choose_folder(run_dir, config, overwrite) if group.leads else Path()
@@ -125,6 +127,8 @@ def resume(
     check_world(config, world)
     if world is None and not trust and "env_id" not in settings:
         require_trust(config.env_id, folder)
+    if not trust and "collect" not in settings:
+        require_trusted_cluster(config.collect.ray, folder)
     with joined() as group, locked(folder) if group.leads else nullcontext():
         saved = checkpoints.newest(folder)
         if saved is None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import rlgym
+from rlgym.cli.main import main
 from rlgym.config import merge, to_dict
 from rlgym.errors import ConfigError, PeerLostError, UserError, WorldError
 from tests.training.runs import SMALL, scalars
@@ -85,10 +86,13 @@ def test_ppo_learns_from_all_actors_and_survives_the_loss_of_one(cluster, tmp_pa
     assert watch.starts[0].all() and not watch.starts[1].all()
     assert watch.starts[3][2:].all()  # the replaced actor's episodes are new
     assert run.health["restarts"] == 1 and run.health["lost_slots"] == 2
-    assert scalars(tmp_path / "run")[-1]["health/restarts"] == 1
+    lines = [line for line in scalars(tmp_path / "run") if "health/restarts" in line]
+    assert lines[-1]["health/restarts"] == 1
     assert np.isfinite(run.state.score)
 
-    again = rlgym.resume(tmp_path / "run", 1500, console="off")
+    with pytest.raises(UserError, match=r"Ray cluster 'auto'.*--trust"):
+        rlgym.resume(tmp_path / "run", 1500, console="off")
+    again = rlgym.resume(tmp_path / "run", 1500, console="off", trust=True)
     assert again.state.env_steps >= 1500 and again.health["unreplayed"] == 4
 
 
@@ -185,6 +189,17 @@ def test_settings_that_actors_cannot_share_are_refused():
     with pytest.raises(ConfigError, match="set it to 16"):
         merge(config, {"collect": {"ray": "local"}, "algo": {"num_steps": 8}})
     assert to_dict(merge(config, {"collect": {"actors": 5}}))["collect"]["ray"] is None
+
+
+def test_a_file_that_names_a_cluster_is_not_obeyed(tmp_path, capsys):
+    config = merge(rlgym.config.TrainConfig(), {"collect": {"ray": "10.0.0.1:6379"}})
+    with pytest.raises(UserError, match=r"Ray cluster '10.0.0.1:6379'.*--trust"):
+        rlgym.train(config, run_dir=tmp_path / "run")
+    file = tmp_path / "config.yaml"
+    rlgym.config.save_config(config, file)
+    assert main(["train", "--config", str(file)]) == 2
+    assert "asks to join the Ray cluster" in capsys.readouterr().err
+    assert main(["train", "--config", str(file), "--collect.ray", "none", "--print-config"]) == 0
 
 
 def test_no_cluster_at_an_address_is_said():
