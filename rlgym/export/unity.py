@@ -182,7 +182,7 @@ def _sensors(graph: Graph) -> dict[str, tuple[str, tuple[int, ...]]]:
         names = [f"obs_{k}" for k in range(len(ports))]
     found = {}
     for name, port in zip(names, ports, strict=True):
-        shape = port.shape or (1,)
+        shape: tuple[int, ...] = port.shape or (1,)
         if port.name in pictures and pictures[port.name].channels_last:
             shape = (shape[2], *shape[:2])
         found[port.name] = name, shape

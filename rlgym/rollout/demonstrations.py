@@ -127,14 +127,15 @@ def from_arrays(
         raise UserError(
             f"{path}: 'rewards' holds values that are not finite: remove their episodes"
         )
-    ends = [arrays[name].astype(np.bool_) for name in ("terminated", "truncated")]
+    terminated, truncated = (arrays[n].astype(np.bool_) for n in ("terminated", "truncated"))
     mask = _mask(path, arrays.get(MASKS), K, action_layout)
     return _rows(
         _tree(values, obs),
         _tree(values, following) if has_following else None,
         _tree(values, actions),
         rewards,
-        *ends,
+        terminated,
+        truncated,
         mask,
     )
 

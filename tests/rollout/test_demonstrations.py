@@ -13,6 +13,7 @@ from gymnasium import spaces
 from rlgym.errors import UserError
 from rlgym.rollout.demonstrations import load, save
 from rlgym.rollout.replay import ReplayBuffer
+from rlgym.rollout.ring import FINAL
 from rlgym.spaces import Layout
 from tests.rollout.test_replay import ONE, PAIR, History, check_against, column, seeded, table
 
@@ -70,6 +71,19 @@ def test_without_next_observations_a_cut_step_only_says_where_the_one_before_led
     save(tmp_path / "one.npz", **{name: value[4:5] for name, value in arrays.items()})
     with pytest.raises(UserError, match="no whole step: record next_observations"):
         load(tmp_path / "one.npz", PAIR, ONE)
+
+
+def test_masks_of_a_file_stay_with_their_steps(tmp_path):
+    choice = Layout(spaces.Discrete(3))
+    arrays = {**steps(*ROWS), "actions": np.zeros(7, np.int64)}
+    allowed = np.arange(21).reshape(7, 3) % 2 == 0
+    np.savez(tmp_path / "demos.npz", **arrays, action_masks=allowed.astype(np.uint8))
+    demos = load(tmp_path / "demos.npz", PAIR, choice)
+    kept = demos.mask[demos.flags < FINAL]
+    np.testing.assert_array_equal(kept, allowed)
+    np.savez(tmp_path / "wide.npz", **arrays, action_masks=allowed[:, :2])
+    with pytest.raises(UserError, match=r"'action_masks' has shape \[7, 2\], .* have \[7, 3\]"):
+        load(tmp_path / "wide.npz", PAIR, choice)
 
 
 def test_actions_come_in_the_units_of_the_world(tmp_path):
