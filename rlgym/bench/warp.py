@@ -8,6 +8,7 @@ Without one, Warp's own CPU device (one core) shows what capturing is worth, and
 MuJoCo's; these numbers say nothing of a GPU.
 """
 
+import itertools
 import time
 from statistics import median
 from typing import Any
@@ -244,6 +245,6 @@ def measure_training(device: str, count: int, updates: int) -> list[float]:
             hooks=Clock(),
             console="off",
         )
-    pairs = zip(stamps, stamps[1:], strict=False)
+    pairs = itertools.pairwise(stamps)
     rates = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairs]
     return rates[min(10, len(rates) // 2) :]
