@@ -214,7 +214,7 @@ def _c_int8(graph: Graph, golden: Golden, _: Mapping[str, Any]) -> Artefact:
 def _c_source(graph: Graph, golden: Golden, kind: str, tolerance: float) -> Artefact:
     """Source and test program; compiled and run here, since we wrote it, if there is a compiler."""
     weights = "int8" if kind == "c-int8" else "float32"
-    rows = _spread(len(golden), TEST_PAIRS)
+    rows = golden.spread(TEST_PAIRS)
     if graph.state_size:
         rows = np.flatnonzero(~golden.inputs["state"].any(1))[:TEST_PAIRS]  # where episodes start
     inputs = {name: array[rows] for name, array in golden.inputs.items()}
@@ -268,10 +268,6 @@ def _tflite(graph: Graph, golden: Golden, _: Mapping[str, Any], kind: str) -> Ar
     error = error_of(graph, tflite.LiteRT(data, graph).run(golden.inputs), golden.world)
     where = f"{here()}, ai-edge-litert {version('ai-edge-litert')}"
     return Artefact(kind, files, error, tolerance, where)
-
-
-def _spread(total: int, count: int) -> np.ndarray:
-    return np.unique(np.linspace(0, total - 1, min(count, total)).astype(int))
 
 
 def metadata(description: Mapping[str, Any]) -> dict[str, str]:
@@ -330,6 +326,23 @@ def _web(graph: Graph, golden: Golden, description: Mapping[str, Any]) -> Artefa
     return Artefact("web", named, None, TOLERANCE, "the page repeats golden pairs where it is open")
 
 
+def _optional(graph: Graph, golden: Golden, about: Mapping[str, Any], kind: str) -> Artefact:
+    from rlgym.export.optional import write
+
+    return write(graph, golden, about, kind)
+
+
+_OPTIONAL = {
+    "openvino": "OpenVINO's own files, for Intel's chips",
+    "coreml": "Core ML program for Apple's devices; converted only, it runs nowhere else",
+    "executorch": "ExecuTorch program (.pte), for phones and boards",
+    "aoti": "torch's AOTInductor package: machine code for this kind of processor",
+    "hls4ml": "C++ project for FPGAs of a small network, simulated here",
+    "tensorrt": "recipe: a TensorRT engine built and checked by trtexec on the device",
+    "edgetpu": "recipe: full int8 LiteRT and the command that compiles it for a Coral Edge TPU",
+    "greengrass": "recipe: a component of AWS IoT Greengrass v2 that runs the bundle",
+    "sagemaker": "recipe: a model archive for a SageMaker endpoint",
+}
 FORMATS: dict[str, tuple[Callable[..., Artefact], str]] = {
     "numpy": (_numpy, "the graph as arrays, for a robot with numpy alone (always there)"),
     "onnx": (_onnx, "ONNX, opset 18 and an opset 15 twin (always there)"),
@@ -347,5 +360,6 @@ FORMATS: dict[str, tuple[Callable[..., Artefact], str]] = {
         partial(_tflite, kind="tflite-full-int8"),
         "the same with hidden layers in bytes, too",
     ),
+    **{name: (partial(_optional, kind=name), what) for name, what in _OPTIONAL.items()},
 }
 """Name of a format -> what makes it, and what it is."""

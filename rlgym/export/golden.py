@@ -92,6 +92,11 @@ class Golden:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    def spread(self, count: int) -> np.ndarray:
+        """Rows of at most `count` pairs, from the first to the last."""
+        rows = np.linspace(0, len(self) - 1, min(count, len(self)))
+        return np.unique(rows.astype(int))
+
     @property
     def largest_steps(self) -> dict[str, np.ndarray]:
         """(n,) by key: how far each value of an action moved at most from one step to the next."""

@@ -25,17 +25,25 @@ _ROWS = 2
 
 def write_pt2(graph: Graph) -> bytes:
     """Return the bytes of a .pt2 file."""
-    inputs = {port.name: np.zeros((_ROWS, *port.shape), port.dtype) for port in graph.inputs}
-    batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
-        program = torch.export.export(
-            GraphModule(graph).eval(),
-            tensors_of(graph, inputs),
-            dynamic_shapes=(tuple({0: batch} for _ in graph.inputs),),
-        )
     target = io.BytesIO()
-    torch.export.save(program, target)
+    torch.export.save(to_program(graph), target)
     return target.getvalue()
+
+
+def to_program(graph: Graph, one: bool = False) -> torch.export.ExportedProgram:
+    """Trace a graph.
+
+    Args:
+        graph: what `read_policy` gave.
+        one: a batch of exactly one, for compilers that fix all shapes; else any batch.
+    """
+    rows = 1 if one else _ROWS
+    inputs = {port.name: np.zeros((rows, *port.shape), port.dtype) for port in graph.inputs}
+    batch = torch.export.Dim("batch", min=1)
+    free = None if one else (tuple({0: batch} for _ in graph.inputs),)
+    with torch.no_grad():
+        module = GraphModule(graph).eval()
+        return torch.export.export(module, tensors_of(graph, inputs), dynamic_shapes=free)
 
 
 def run_pt2(data: bytes, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

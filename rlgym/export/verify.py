@@ -17,6 +17,7 @@ import numpy as np
 
 from rlgym.deploy.bundle import Bundle
 from rlgym.deploy.errors import DeployError
+from rlgym.deploy.graph import Graph
 from rlgym.deploy.onnx_check import check_onnx
 from rlgym.deploy.policy import (
     ONNX,
@@ -181,6 +182,44 @@ def _check_pt2(case: Case, artefact: dict[str, Any]) -> Check:
     return case.compare("pt2", outputs, TOLERANCE)
 
 
+def _check_optional(case: Case, artefact: dict[str, Any]) -> Check:
+    """In the runtime of its own package, where that is installed."""
+    name, graph = artefact["format"], case.policy.graph
+    files = [case.bundle.read(file) for file in sorted(artefact["files"], reverse=True)]
+    try:
+        outputs = _OPTIONAL[name](graph, case.inputs, files)
+    except MissingExtraError as missing:
+        return Check(name, f"not run: {missing}", True, skipped=True)
+    except Exception as fault:  # what a foreign runtime may raise is its own affair
+        return Check(name, f"it cannot be run: {' '.join(str(fault).split())[:200]}", False)
+    return case.compare(name, outputs, TOLERANCE)
+
+
+def _run_openvino(graph: Graph, inputs: Arrays, files: list[bytes]) -> Arrays:
+    from rlgym.export.openvino import OpenVINO
+
+    return OpenVINO(*files, graph).run(inputs)  # .xml, .bin
+
+
+def _run_executorch(graph: Graph, inputs: Arrays, files: list[bytes]) -> Arrays:
+    from rlgym.export.executorch import run_executorch
+
+    return run_executorch(files[0], graph, inputs)
+
+
+def _run_aoti(graph: Graph, inputs: Arrays, files: list[bytes]) -> Arrays:
+    from rlgym.export.aoti import run_aoti
+
+    return run_aoti(files[0], graph, inputs)
+
+
+_OPTIONAL: dict[str, Callable[[Graph, Arrays, list[bytes]], Arrays]] = {
+    "openvino": _run_openvino,
+    "executorch": _run_executorch,
+    "aoti": _run_aoti,
+}
+
+
 def _check_tflite(case: Case, artefact: dict[str, Any]) -> Check:
     """LiteRT does not check what it loads, so a file must be what the checked graph gives."""
     name, graph = artefact["format"], case.policy.graph
@@ -229,5 +268,6 @@ CHECKS: dict[str, tuple[Callable[[Case, dict[str, Any]], Check], bool]] = {
     "tflite": (_check_tflite, False),
     "tflite-int8": (_check_tflite, False),
     "tflite-full-int8": (_check_tflite, False),
+    **{name: (_check_optional, True) for name in _OPTIONAL},
 }
 """Name of a format -> what checks it, and whether that could run code out of the bundle."""
