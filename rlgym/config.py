@@ -449,6 +449,7 @@ def starting_config(
     preset: str | None,
     algo: str | None,
     env: Mapping[str, Any] = MappingProxyType({}),
+    tensors: bool = False,
 ) -> TrainConfig:
     """Return what a person's own settings change: a preset, or an algorithm's plain defaults.
 
@@ -458,12 +459,13 @@ def starting_config(
             none, or a name.
         algo: name of the algorithm; None takes the preset's, or PPO.
         env: keyword arguments of the world, by which "auto" chooses among its presets.
+        tensors: whether "auto" prefers one for worlds that are tensors (see `asks_for_tensors`).
 
     Raises:
         ConfigError: there is no such preset or algorithm, or the preset is for another one.
     """
     if preset == "auto":
-        preset = preset_for(env_id or "", algo or "ppo", env)
+        preset = preset_for(env_id or "", algo or "ppo", env, tensors)
     if preset is None:
         return default_config(env_id or TrainConfig.env_id, algo or "ppo")
     config = load_preset(preset, env_id)
@@ -473,15 +475,25 @@ def starting_config(
     return config
 
 
+def asks_for_tensors(settings: Mapping[str, Any]) -> bool:
+    """Whether a person's settings mean worlds that are tensors: by backend, or an accelerator."""
+    backend, device = settings.get("backend", "auto"), settings.get("device", "auto")
+    return backend == "device" or (backend == "auto" and device not in ("auto", "cpu"))
+
+
 def preset_for(
-    env_id: str, algo: str = "ppo", env: Mapping[str, Any] = MappingProxyType({})
+    env_id: str,
+    algo: str = "ppo",
+    env: Mapping[str, Any] = MappingProxyType({}),
+    tensors: bool = False,
 ) -> str | None:
     """Return the name of the preset tuned for this world and algorithm, None when there is none.
 
-    A world that is many worlds by its arguments may have several: the one that agrees with most of
-    the arguments `env` wins, and the first by name where they agree equally.
+    A world may have one for tensors (backend "device") beside the other; and one that is many
+    worlds by its arguments may have several: the one that agrees with most of the arguments `env`
+    wins, and the first by name where they agree equally.
     """
-    best, most = None, -1
+    best, most = None, (False, -1)
     # "package:World-v0" and "World-v0" are the same world once the package is imported.
     world = env_id.rpartition(":")[2]
     for name in presets():
@@ -490,7 +502,8 @@ def preset_for(
         config = load_preset(name)
         same_world = config.env_id.rpartition(":")[2] == world
         if same_world and type(config.algo) is ALGOS.get(algo):
-            agrees = sum(config.env.get(key) == value for key, value in env.items())
+            fits = (config.backend == "device") == tensors
+            agrees = fits, sum(config.env.get(key) == value for key, value in env.items())
             if agrees > most:
                 best, most = name, agrees
     return best

@@ -13,6 +13,7 @@ from rlgym.config import (
     PPOConfig,
     SACConfig,
     TrainConfig,
+    asks_for_tensors,
     default_config,
     from_dict,
     load_config,
@@ -237,7 +238,7 @@ def test_presets_load(name):
     assert config.preset == name
     kind = next(kind for kind, known in ALGOS.items() if type(config.algo) is known)
     assert name.endswith(f"-{kind}")
-    found = preset_for(config.env_id, kind, config.env)
+    found = preset_for(config.env_id, kind, config.env, config.backend == "device")
     assert found == name, "two presets for one world, its arguments and one algorithm"
     if isinstance(config.algo, PPOConfig):
         rollout = config.algo.num_steps * config.num_envs
@@ -251,6 +252,8 @@ def test_presets_load(name):
 
 def test_presets_are_found_by_world():
     assert preset_for("CartPole-v1") == "cartpole-ppo"
+    assert preset_for("CartPole-v1", tensors=True) == "cartpole-device-ppo"
+    assert preset_for("Acrobot-v1", tensors=True) == "acrobot-ppo"
     assert preset_for("HopperBulletEnv-v0") == "hopper-bullet-ppo"
     assert preset_for("Nowhere-v0") is None
     assert preset_for("CartPole-v1", "sac") is None
@@ -268,6 +271,13 @@ def test_there_is_a_preset_for_each_world_that_is_promised():
     }
     assert all(preset_for(world, algo) for world in both for algo in ALGOS)
     assert all(preset_for(w) for w in ("CartPole-v1", "Acrobot-v1", "MountainCarContinuous-v0"))
+
+
+def test_the_backend_chooses_among_presets():
+    for asked in ({"backend": "device"}, {"device": "cuda"}, {"device": "cuda:1"}):
+        assert asks_for_tensors(asked)
+    for asked in ({}, {"device": "cpu"}, {"backend": "sync", "device": "cuda"}):
+        assert not asks_for_tensors(asked)
 
 
 def test_the_arguments_of_a_world_choose_among_its_presets(monkeypatch):

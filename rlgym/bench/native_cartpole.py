@@ -21,7 +21,7 @@ from typing import Any
 from rlgym.bench.harness import Case, Result, in_fresh_process, paired_case, say
 from rlgym.bench.ppo_cartpole import THRESHOLD, WORLD, line_of
 
-PRESET = "cartpole-ppo-device"
+PRESET = "cartpole-device-ppo"
 GOAL = 0.05
 """Ours / SB3's, of median seconds to the threshold."""
 SPEED_GOAL = 20.0

@@ -14,6 +14,7 @@ from rlgym.config import (
     ALGOS,
     TrainConfig,
     algo_named,
+    asks_for_tensors,
     merge,
     read_yaml,
     starting_config,
@@ -147,7 +148,7 @@ def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:
     if not has_world and not wants_help(argv):
         raise UserError("which world? For example: rlgym train CartPole-v1 (rlgym envs lists them)")
     flags = nest(flags)
-    config, notice = _base(shell, env_id, flags.get("env") or {})
+    config, notice = _base(shell, env_id, flags)
     if shell.config is not None and config.env_id != env_id and not shell.trust:
         from rlgym.registry import require_trust  # Gymnasium: not for --help
 
@@ -159,7 +160,7 @@ def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:
     return shell, merge(config, flags, spell=spell), notice
 
 
-def _base(shell: Shell, env_id: str | None, env: dict[str, Any]) -> tuple[TrainConfig, str]:
+def _base(shell: Shell, env_id: str | None, flags: dict[str, Any]) -> tuple[TrainConfig, str]:
     """Return what the flags change: the preset, the file over it, the world."""
     if shell.algo is not None and shell.algo not in ALGOS:
         raise ConfigError(f"--algo: there is no '{shell.algo}': {suggest(shell.algo, ALGOS)}")
@@ -169,7 +170,8 @@ def _base(shell: Shell, env_id: str | None, env: dict[str, Any]) -> tuple[TrainC
     if preset == "auto" and shell.config is not None:
         preset = None  # a file alone is not mixed with a preset
     named = env_id if preset is not None else env_id or values.get("env_id")
-    config = starting_config(named, preset, algo, env)
+    tensors = asks_for_tensors(flags)
+    config = starting_config(named, preset, algo, flags.get("env") or {}, tensors)
     notice = ""
     if preset == "auto" and config.preset is not None:
         notice = f"using the preset {config.preset} (--preset none for plain defaults)"

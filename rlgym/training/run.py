@@ -11,6 +11,7 @@ from rlgym.config import (
     NetworkConfig,
     TrainConfig,
     algo_named,
+    asks_for_tensors,
     load_config,
     merge,
     starting_config,
@@ -152,7 +153,8 @@ def _config(
         return merge(world, settings)
     env_id = world if isinstance(world, str) else world_name(world)
     env = settings.get("env") or {}
-    return merge(starting_config(env_id, preset, algo_named(settings), env), settings)
+    tensors = asks_for_tensors(settings)
+    return merge(starting_config(env_id, preset, algo_named(settings), env, tensors), settings)
 
 
 def _own_network(network: Any, settings: dict[str, Any]) -> Any:
