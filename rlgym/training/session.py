@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rlgym.config import TrainConfig, save_config
-from rlgym.errors import CheckpointError
+from rlgym.errors import CheckpointError, UserError
 from rlgym.registry import WorldFactory
 from rlgym.rollout.collector import CollectStats, HostCollector, set_generator
 from rlgym.rollout.device_collector import DeviceCollector
@@ -27,6 +27,7 @@ from rlgym.training.evaluation import EvalResult, evaluate
 from rlgym.training.folder import EVALUATIONS, cut_lines, open_folder
 from rlgym.training.loaded import describe
 from rlgym.training.logging import Logger
+from rlgym.training.memory import check_memory, shortage
 from rlgym.training.replay_store import ReplayStore
 from rlgym.training.signals import Interrupted, Signals
 from rlgym.training.state import RunState, Snapshot
@@ -108,6 +109,7 @@ class Run:
             self._algorithm: Any = algorithm(config.algo)
             policy = self._algorithm.policy(*layouts, config.network, int(seeds[0]), network)
             self.device = choose_device(config, policy, self.env)
+            check_memory(config, self.env, policy, self.device)
             group.use_device(self.device)
             self.policy: Any = policy.to(self.device)
             self.config = config = settle(config, self.env, self.policy, group.local_size)
@@ -204,6 +206,10 @@ class Run:
                     self.stopped = str(interrupted)
                     self._save_boundary()
                     self.logger.note(f"{self.stopped}; rlgym resume {self.run_dir} continues it")
+                except torch.OutOfMemoryError:  # others use the device too, or the estimate was low
+                    self._save_boundary()
+                    about = (self.config, self.env, self.policy, self.device)
+                    raise UserError(shortage(*about, free=None)) from None
                 except Exception:
                     self._save_boundary()  # a world that fails for good must not cost the run
                     raise
