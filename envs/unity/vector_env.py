@@ -25,6 +25,9 @@ LOST = "lost"
 """Key of `info` that tells a slot that was lost (1) from one whose agent ended while it waited."""
 
 
+UNSEEN = "a Unity player draws in a window of its own: rlgym play shows it, and nothing films it"
+
+
 def make_unity(
     target: str,
     num_envs: int | None = None,
@@ -35,6 +38,7 @@ def make_unity(
     timeout: float = 60.0,
     max_restarts: int = 10,
     crash_dir: str | Path | None = None,
+    render_mode: str | None = None,
     **settings: Any,
 ) -> UnityVectorEnv:
     """Start the players of a scene with one behaviour, or of the one that is chosen.
@@ -45,12 +49,17 @@ def make_unity(
         device: of the tensors that are returned.
         seed: of the first player.
         output: "torch" or "numpy".
+        render_mode: "human" shows the players' own windows, in real time.
         timeout, max_restarts, crash_dir, settings: see `UnityWorld`.
 
     Raises:
         UserError: the player does not start; several behaviours and none chosen; another number of
             agents.
     """
+    if render_mode == "human":
+        settings = {**settings, "no_graphics": False, "time_scale": 1.0}
+    elif render_mode is not None:
+        raise WorldError(UNSEEN)
     known = UnityWorld.__init__.__kwdefaults__ or {}
     if target != "standin":
         for name in settings:
@@ -206,7 +215,7 @@ class UnityVectorEnv(VectorEnv):
 
     def render_slot(self, row: int) -> Any:
         """Refused: a player draws itself."""
-        raise WorldError("a Unity player draws itself: pass no_graphics=False and time_scale=1")
+        raise WorldError(UNSEEN)
 
     # ------------------------------------------------------------------ saving
     def _curricula(self) -> dict[str, np.ndarray]:

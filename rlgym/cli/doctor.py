@@ -216,35 +216,64 @@ def of_world(options: Options) -> tuple[dict[str, Any], list[Finding]]:
 def answer(question: str) -> None:
     """Test the world that `question` names and write what was found to its answer file."""
     asked = json.loads(question)
-    from rlgym.registry import WorldSpec, choose_backend
-    from rlgym.vector.check.conformance import check
-
-    spec = WorldSpec(asked["world"], asked["kwargs"])
     told: dict[str, Any]
     try:
-        world = spec()
-        limit = world.spec.max_episode_steps if world.spec else None
-        report: dict[str, Any] = {
-            "world": spec.name,
-            "observation": " ".join(str(world.observation_space).split()),
-            "action": " ".join(str(world.action_space).split()),
-            "time_limit": limit or "none",
-        }
-        world.close()
-        findings = check(
-            spec,
-            steps=asked["steps"],
-            seconds=asked["seconds"],
-            seed=asked["seed"],
-            raise_on_failure=False,
-        )
-        if not any(finding.severity == "error" for finding in findings):
-            backend, reason = choose_backend(spec, 8)
-            report["backend_for_8"] = f"{backend}: {reason}"
+        report, findings = _look(asked)
         told = {"report": report, "findings": [asdict(finding) for finding in findings]}
     except UserError as error:
         told = {"error": str(error)}
     Path(asked["answer"]).write_text(json.dumps(told))
+
+
+def _look(asked: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """Describe the world that is asked for, and what is wrong with it."""
+    from rlgym.registry import WorldSpec, choose_backend, is_scene
+    from rlgym.vector.check.conformance import check
+
+    if is_scene(asked["world"]):
+        return _look_at_scene(asked)
+    spec = WorldSpec(asked["world"], asked["kwargs"])
+    world = spec()
+    limit = world.spec.max_episode_steps if world.spec else None
+    report: dict[str, Any] = {
+        "world": spec.name,
+        "observation": " ".join(str(world.observation_space).split()),
+        "action": " ".join(str(world.action_space).split()),
+        "time_limit": limit or "none",
+    }
+    world.close()
+    findings = check(
+        spec,
+        steps=asked["steps"],
+        seconds=asked["seconds"],
+        seed=asked["seed"],
+        raise_on_failure=False,
+    )
+    if not any(finding.severity == "error" for finding in findings):
+        backend, reason = choose_backend(spec, 8)
+        report["backend_for_8"] = f"{backend}: {reason}"
+    return report, findings
+
+
+def _look_at_scene(asked: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """The same for a Unity scene, whose player is started once."""
+    from rlgym.registry import make_vec
+    from rlgym.vector.check.conformance import check
+
+    env: Any = make_vec(asked["world"], env_kwargs=asked["kwargs"], seed=asked["seed"])
+    try:
+        report = {
+            "world": asked["world"],
+            "behaviour": env.behavior,
+            "agents": env.num_envs,
+            "decisions": "all agents at once" if env.world.everyone else "when an agent likes",
+            "observation": " ".join(str(env.single_observation_space).split()),
+            "action": " ".join(str(env.single_action_space).split()),
+        }
+        told = {name: asked[name] for name in ("steps", "seconds", "seed")}
+        return report, check(env, **told, raise_on_failure=False)
+    finally:
+        env.close()
 
 
 # ---------------------------------------------------------------------- a run, a dump

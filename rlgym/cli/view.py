@@ -125,7 +125,7 @@ def _actor(
 
 
 def _untrained(env: VectorEnv, info: dict[str, Any], generator: Any) -> Any:
-    """Return a batch of one action: drawn where there is a generator, else nearest to zero."""
+    """Return one action for every slot: drawn where there is a generator, else nearest to zero."""
     layout = env.action_layout
     mask = info.get("action_mask")
     allowed = np.ones(layout.mask_size, bool) if mask is None else np.asarray(mask[0].cpu())
@@ -134,7 +134,8 @@ def _untrained(env: VectorEnv, info: dict[str, Any], generator: Any) -> Any:
     for leaf in layout.leaves:
         width = sum(leaf.num_choices)
         value = _leaf_action(leaf, allowed[at : at + width], generator)
-        actions[leaf.key] = np.asarray(value, leaf.dtype).reshape(1, *leaf.shape)
+        batch = np.asarray(value, leaf.dtype).reshape(1, *leaf.shape)
+        actions[leaf.key] = batch.repeat(env.num_envs, 0)  # a Unity scene is more than one
         at += width
     return actions[""] if layout.single else actions
 
