@@ -82,9 +82,11 @@ def _serialized(source: str) -> bytes | None:
             value = node.args[0]
         else:
             continue
-        if isinstance(value, ast.Constant):
-            text = value.value
-            return text.encode("latin-1") if isinstance(text, str) else bytes(text)
+        content = getattr(value, "value", None)
+        if isinstance(content, str):
+            return content.encode("latin-1")
+        if isinstance(content, bytes):
+            return content
     return None
 
 

@@ -9,7 +9,7 @@ protobuf, so an odd record costs time and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,9 +102,9 @@ class Message:
             """(n, width) positions of a field's bytes, or of as many zeros."""
             found = np.empty((len(records), width), np.intp)
             for i, (record, start) in enumerate(zip(records, starts, strict=True)):
-                kind, offset = (record.dtype.fields or {}).get(name, (np.dtype("u1"), None))[:2]
                 found[i] = size + np.arange(width)
-                if offset is not None:
+                if name in (fields := _fields(record)):
+                    kind, offset = fields[name][:2]
                     known = min(kind.itemsize, width)
                     found[i, :known] = start + offset + np.arange(known)
             return found
@@ -126,7 +126,7 @@ class Message:
             (i, size, begin, end, start + offset, records[begin].size)
             for begin, end, start in self.runs
             for i, size in enumerate(first.sizes)
-            for offset in ((records[begin].dtype.fields or {})[f"obs{i}"][1],)
+            for offset in (_fields(records[begin])[f"obs{i}"][1],)
         ]
 
     def read(
@@ -153,6 +153,11 @@ class Message:
         for i, size, begin, end, start, stride in self.parts:
             obs[i][begin:end] = np.ndarray((end - begin, size), "<f4", data, start, (stride, 4))
         return True
+
+
+def _fields(record: Record) -> Mapping[str, Any]:
+    """Type and offset of each field of a record."""
+    return record.dtype.fields or {}
 
 
 _SEVEN_BITS = 1 << 7 * np.arange(5)
