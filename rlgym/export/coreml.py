@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -54,6 +55,7 @@ def to_coreml(graph: Graph) -> dict[str, bytes]:
 
 
 _TYPES = ("float32", "int32")
+_RESERVED = {"state"}
 
 
 def _named(model: Any, graph: Graph) -> Any:
@@ -62,9 +64,15 @@ def _named(model: Any, graph: Graph) -> Any:
     ports = [*zip(list(spec.description.input), graph.inputs, strict=True)]
     ports += zip(list(spec.description.output), graph.outputs, strict=True)
     for entry, port in ports:
-        if entry.name != port.name:
-            coremltools.utils.rename_feature(spec, entry.name, port.name)
+        if entry.name != (name := feature_name(port.name)):
+            coremltools.utils.rename_feature(spec, entry.name, name)
     return coremltools.models.MLModel(spec, weights_dir=model.weights_dir, skip_model_load=True)
+
+
+def feature_name(name: str) -> str:
+    """A graph's name as Core ML takes it: an identifier, and none of its own words."""
+    plain = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return f"policy_{plain}" if plain in _RESERVED else plain
 
 
 def read_spec(files: dict[str, bytes]) -> Any:

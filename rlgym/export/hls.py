@@ -32,8 +32,11 @@ try:
 except ImportError:
     raise MissingExtraError('hls4ml is missing: pip install "rlgym-lab[fpga]"') from None
 
-PRECISION = "ap_fixed<18,8>"
-"""Of weights and values: as wide as an FPGA's multipliers, within +-128, in steps of 0.001."""
+PRECISION = "ap_fixed<24,8>"
+"""Of weights and values: within +-128, in steps of 0.000015."""
+TABLE = 8192
+"""Entries of the table that an activation is looked up in, over [-4, 4) or so; with hls4ml's own
+1024 its steps are the largest error by far."""
 TOLERANCE = 1e-2
 """Largest error of these numbers, as a share of the action's range."""
 LARGEST = 1 << 16
@@ -63,12 +66,15 @@ class HLS:
             settings = hls4ml.utils.config_from_pytorch_model(
                 network,
                 (int(network[0].in_features),),
-                granularity="model",
+                granularity="name",
                 backend="Vitis",
                 default_precision=PRECISION,
                 default_reuse_factor=REUSE,
             )
             settings["Model"]["Strategy"] = "Resource"
+            for layer in settings["LayerName"].values():
+                if "TableSize" in layer:
+                    layer["TableSize"] = TABLE
             self._model: Any = hls4ml.converters.convert_from_pytorch_model(
                 network,
                 output_dir=str(folder),
