@@ -12,6 +12,7 @@ decision, and what it then does stands in the next record. `read` puts the two t
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,8 @@ NAME_LENGTH = 16
 """Characters of a recording's name; longer ones would reach into the description."""
 CHUNK = 256
 """Records that are decoded at a time."""
+LARGEST_PICTURE = 1 << 24
+"""Values of a compressed observation; more of them are taken for damage."""
 _PNG = 1  # of CompressionTypeProto
 
 
@@ -183,8 +186,7 @@ def _message(data: bytes, at: int, kind: str) -> tuple[Any, int]:
 
 def _recording(path: Path, brain: Any, pairs: list[Any]) -> Recording:
     """Decode the records as if a player had sent them, and give each its action."""
-    if not pairs[0].agent_info.observations:
-        raise ValueError("its records show no observations, as of packages before 1.0")
+    _check_sizes(pairs[0].agent_info.observations)
     codec, name = Codec(str(path)), brain.brain_name
     batches = []
     for message in _as_messages(brain, [pair.agent_info for pair in pairs]):
@@ -206,6 +208,21 @@ def _recording(path: Path, brain: Any, pairs: list[Any]) -> Recording:
         _one_earlier(discrete),
         None if masks[0] is None else np.concatenate(masks),
     )
+
+
+def _check_sizes(observations: Any) -> None:
+    """Refuse shapes that the file does not fill, before there are arrays of them."""
+    if not observations:
+        raise ValueError("its records show no observations, as of packages before 1.0")
+    for obs in observations:
+        size = math.prod(obs.shape)
+        if obs.compression_type and size > LARGEST_PICTURE:
+            raise ValueError(f"observation '{obs.name}' is said to be a picture of {size} values")
+        if not obs.compression_type and size != len(obs.float_data.data):
+            raise ValueError(
+                f"observation '{obs.name}' has {len(obs.float_data.data)} values in the shape "
+                f"{list(obs.shape)}"
+            )
 
 
 def _as_messages(brain: Any, infos: list[Any]) -> Iterator[bytes]:

@@ -20,6 +20,7 @@ from rlgym.rollout.demonstrations import from_arrays, save
 from rlgym.rollout.ring import FINAL
 from rlgym.spaces import Layout, tree_items
 from rlgym.training import checkpoint as checkpoints
+from tests.agents.test_device_clean import DeviceClean
 
 OBS = spaces.Box(-2.0, 2.0, (3,), np.float32)
 ACTIONS = {
@@ -180,6 +181,38 @@ def test_a_forbidden_choice_that_was_shown_is_learned_all_the_same():
     cloning = Cloning(made.policy, optimizer, shown, cfg)
     first, last = cloning.pretrain(torch.Generator().manual_seed(0))
     assert first < 10 and last < 0.4 * first  # one forbidden choice would cost 1e8
+
+
+@pytest.mark.parametrize("recurrent", ["none", "lstm"])
+def test_pictures_and_memory_read_nothing_back_from_the_device(recurrent):
+    obs = spaces.Dict(
+        {"eye": spaces.Box(0, 255, (12, 12, 3), np.uint8), "room": spaces.Discrete(3)}
+    )
+    space, count = ACTIONS["mixed"], 60
+    rng = np.random.default_rng(0)
+    arrays = {
+        "observations/eye": rng.integers(0, 256, (count, 12, 12, 3)).astype(np.uint8),
+        "observations/room": rng.integers(0, 3, count),
+        **{f"actions/{k}": v for k, v in teacher(space, rng.normal(size=(count, 3))).items()},
+        "rewards": np.zeros(count, np.float32),
+        "terminated": np.arange(count) % 7 == 6,
+        "truncated": np.zeros(count, bool),
+        "action_masks": rng.random((count, 3)) < 0.5,
+    }
+    layouts = Layout(obs), Layout(space)
+    config = NetworkConfig(hidden=(8,), recurrent=recurrent, recurrent_size=8)
+    policy = ActorCritic.build(*layouts, config, 0)
+    optimizer = PPO(policy, PPOConfig()).optimizer
+    shown = from_arrays("rule", arrays, *layouts)
+    cloning = Cloning(policy, optimizer, shown, CloneConfig(coef=1.0, batch_size=24, sequence=4))
+    generator = torch.Generator().manual_seed(0)
+    with DeviceClean() as seen:
+        loss = cloning.add_gradient(generator)
+    assert not seen.found and loss > 0 and optimizer.grad.abs().sum() > 0
+    if recurrent != "none":  # episodes of 7 steps: four, three and a row without weight
+        assert cloning.sequences.shape == (2 * 8 + 1, 4)  # the last episode has 3 steps
+        first = cloning.weights[cloning.sequences[1]]
+        assert first.tolist() == [1, 1, 1, 0]
 
 
 def test_what_cannot_be_cloned_is_refused():

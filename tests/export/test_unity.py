@@ -177,6 +177,17 @@ def test_outputs_stand_in_the_order_of_ml_agents_with_its_constants():
     assert {node.domain for node in model.graph.node} == {""}
 
 
+@pytest.mark.parametrize("kind", FIT)
+def test_every_operator_is_one_that_unity_knows(kind):
+    """Of the lists in the manuals of Barracuda 1.3 to 2.0, and of Sentis 1.0 to 2.4."""
+    known = {
+        *("Add", "ArgMax", "Cast", "Concat", "Conv", "Div", "Elu", "Equal", "Flatten", "Gather"),
+        *("Gemm", "Max", "Min", "Mul", "ReduceSum", "Relu", "Reshape", "Sigmoid", "Slice", "Sqrt"),
+        *("Sub", "Tanh"),
+    }
+    assert {node.op_type for node in to_unity(read_policy(make_policy(kind))).graph.node} <= known
+
+
 # ------------------------------------------------------------------- the loader can say something
 
 

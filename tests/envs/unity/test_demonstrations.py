@@ -235,6 +235,18 @@ def test_any_cut_and_any_damage_is_an_error_or_a_recording(tmp_path):
             assert "record it again" in str(error) and "\n" not in str(error)
 
 
+def test_shapes_that_the_file_does_not_fill_cost_no_memory(tmp_path):
+    write(tmp_path / "a.demo", make_recording(EVERYTHING, rows=10))
+    brain, pairs = _parse((tmp_path / "a.demo").read_bytes())
+    pairs[0].agent_info.observations[0].shape[:] = [2_000_000_000]
+    with pytest.raises(UserError, match=r"'vector' has 4 values in the shape \[2000000000\]"):
+        _rewritten(tmp_path / "b.demo", brain, pairs)
+    pairs[0].agent_info.observations[0].shape[:] = [4]
+    pairs[0].agent_info.observations[1].shape[:] = [30_000, 30_000, 3]
+    with pytest.raises(UserError, match="'camera' is said to be a picture of 2700000000 values"):
+        _rewritten(tmp_path / "b.demo", brain, pairs)
+
+
 def test_another_version_says_so(tmp_path):
     meta = messages.message("DemonstrationMetaProto")(api_version=7, number_steps=1)
     (tmp_path / "a.demo").write_bytes(_delimited(meta) + struct.pack("40x"))
