@@ -4,6 +4,9 @@ The arrays are Warp's; torch sees the same memory (`wp.to_torch`). A captured gr
 addresses, so they are written in place and never replaced while a graph is in use.
 """
 
+# Kernels name Warp's own types of arrays, which are values to a type checker.
+# pyright: reportInvalidTypeForm=false
+
 from __future__ import annotations
 
 import dataclasses

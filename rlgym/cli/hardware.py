@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from rlgym.vector.check.trial import Finding
+from rlgym.vector.check.trial import Finding, Severity
 
 TPU_NODES = ("/dev/accel0", "/dev/vfio/0")
 """One of them is there on a machine with a TPU."""
@@ -90,7 +90,7 @@ def why_not_more(found: Hardware) -> list[Finding]:
     """What lies idle or is absent, and what to do about it; "warning" where something is wrong."""
     best, *others = found.devices
     gpus = [name for name in found.devices if name.startswith("cuda")]
-    told: list[tuple[str, str]] = []
+    told: list[tuple[Severity, str]] = []
     if best == "cpu":
         told.append(_no_accelerator(found))
     elif not gpus:
@@ -113,7 +113,7 @@ def why_not_more(found: Hardware) -> list[Finding]:
     return [Finding(severity, "hardware", text) for severity, text in told]
 
 
-def _no_accelerator(found: Hardware) -> tuple[str, str]:
+def _no_accelerator(found: Hardware) -> tuple[Severity, str]:
     """Why there is only a CPU."""
     if not found.driver:
         return "note", "no accelerator was found: worlds and learner share the cores"

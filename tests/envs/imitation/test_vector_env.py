@@ -30,7 +30,9 @@ HARD = {
 
 
 def make(count: int = 4, **kwargs) -> ImitationVectorEnv:
-    return make_imitation(count, num_workers=1, **kwargs)
+    made = make_imitation(count, num_workers=1, **kwargs)
+    assert isinstance(made, ImitationVectorEnv)
+    return made
 
 
 def random_actions(count: int, steps: int) -> torch.Tensor:
