@@ -52,6 +52,9 @@ REVIEWED: dict[tuple[str, str], str] = {
     ("rlgym/vector/workers/wire.py", "cloudpickle"): (
         "carries a callable from a parent to the worker processes that it started itself"
     ),
+    ("rlgym/bench/unity.py", "pickle"): (
+        "copies a message as Unity's own client does, to measure that client; reads what it wrote"
+    ),
     ("rlgym/interop/sb3_normalize.py", "pickle"): (
         "VecNormalize saves nothing else; only with --trust, for a file that the person names"
     ),

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import rlgym
+from rlgym import errors
 from rlgym.errors import WorldError
 
 EDITOR_PORT = 5004
@@ -90,7 +90,7 @@ def _standin(options: Mapping[str, Any]) -> Launch:
         elif value is not True:
             command.append(str(value))
     # the child finds this very rlgym, also where it runs from a checkout that is not installed
-    home = str(Path(rlgym.__file__).resolve().parent.parent)
+    home = str(Path(errors.__file__).resolve().parent.parent)
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
     return Launch(
         "unity:standin", tuple(command), environment={"PYTHONPATH": os.pathsep.join(paths)}
