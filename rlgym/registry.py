@@ -48,6 +48,8 @@ DEVICE_BATCHES: dict[str, tuple[str, str]] = {"rlgym/Imitate-v0": ("engine", "wa
 
 UNITY = "unity:"
 """How the name of a Unity scene begins: unity:PATH, unity:editor, unity:standin."""
+EDITOR = "unity:editor"
+"""The scene that is open in the Unity editor; there is one, so it trains and evaluates in turn."""
 
 
 @dataclass(frozen=True)

@@ -284,7 +284,7 @@ def action_space(spec: BehaviorSpec) -> spaces.Space:
     if spec.continuous:
         parts["continuous"] = spaces.Box(-1.0, 1.0, (spec.continuous,), np.float32)
     if spec.branches:
-        parts["discrete"] = spaces.MultiDiscrete(spec.branches)
+        parts["discrete"] = spaces.MultiDiscrete(list(spec.branches))
     if not parts:
         raise WorldError(f"behaviour '{spec.name}' takes no actions: set them in its parameters")
     return next(iter(parts.values())) if len(parts) == 1 else spaces.Dict(parts)

@@ -15,7 +15,7 @@ import torch
 
 from rlgym.config import TrainConfig, save_config
 from rlgym.errors import CheckpointError, UserError
-from rlgym.registry import WorldFactory
+from rlgym.registry import EDITOR, WorldFactory
 from rlgym.rollout.collector import CollectStats, HostCollector, set_generator
 from rlgym.rollout.device_collector import DeviceCollector
 from rlgym.training import checkpoint as checkpoints
@@ -348,7 +348,10 @@ class Run:
     def evaluate(self) -> EvalResult:
         """Score the policy on worlds of its own; keep it when it is the best so far."""
         config, state = self.config, self.state
-        if self._eval_env is None:
+        only_one = config.env_id == EDITOR
+        if self._eval_env is None and only_one:
+            self._eval_env = self.env
+        elif self._eval_env is None:
             self._eval_env = make_worlds(config, self._world, self.run_dir, evaluation=True)
         with self.signals.interruptible():
             result = evaluate(
@@ -358,6 +361,8 @@ class Run:
                 deterministic=config.eval.deterministic,
                 seed=config.eval.seed,
             )
+        if only_one:
+            self.collector.start(*self.env.reset())
         self.result = result
         state.evaluated_at, state.score = state.env_steps, result.mean
         self.logger.write(result.metrics(), state.env_steps)
