@@ -35,7 +35,8 @@ def policy_loss(
 ) -> Tensor:
     """Clipped surrogate, negated (PPO, equation 7); everything (B,)."""
     ratio = torch.exp(log_probs - old_log_probs)
-    clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
+    bound = torch.as_tensor(clip)
+    clipped = ratio.clamp(1.0 - bound, 1.0 + bound)
     return -weighted_mean(torch.min(ratio * advantages, clipped * advantages), weights)
 
 

@@ -84,7 +84,7 @@ def bench_native_cartpole(
         },
         details={"seeds": list(seeds), "sb3_threads": threads, "ours": ours, "sb3": theirs},
     )
-    speed = _speed_case(epochs, threads, repeats, timeout, quick)
+    speed = _speed_case(epochs, threads or 1, repeats, timeout, quick)
     measured = (
         f"wall seconds until the mean of the last 100 training episodes is {THRESHOLD:.0f} on "
         f"tensor worlds, against SB3 PPO with rl-zoo's settings, median of {len(seeds)} seeds, "

@@ -33,6 +33,20 @@ def test_vector(capsys):
     assert [case["goal"]["bound"] for case in outcome["cases"]] == [0.9, 5.0]
 
 
+def test_tensor_worlds_alone(capsys):
+    outcome = run_quick(capsys, "native-envs")
+    assert outcome["cases"][0]["goal"] == {"on": "value", "is": "at least", "bound": 4e6}
+    assert [case["goal"]["bound"] for case in outcome["cases"][1:]] == [20.0] * 4
+
+
+def test_an_accelerators_goals_are_not_met_on_a_cpu(capsys):
+    outcome = run_quick(capsys, "gpu-ppo", "--device", "cpu")
+    assert [case["goal"]["bound"] for case in outcome["cases"]] == [50e6, 4e6]
+    outcome = run_quick(capsys, "gpu-sac", "--device", "cpu")
+    assert outcome["cases"][0]["conditions"] == {"the device is an accelerator": False}
+    assert outcome["cases"][0]["ratio"] > 0
+
+
 def test_memory(capsys):
     outcome = run_quick(capsys, "memory")
     assert outcome["cases"][0]["unit"] == "MB per million steps"
@@ -53,6 +67,14 @@ def test_learning_keeps_what_was_run(capsys, tmp_path):
         file.write('{"world": "CartPo')
     again = run_quick(capsys, "learning", "--results", str(results))
     assert again["cases"][0]["details"]["minutes"] == case["details"]["minutes"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_native_cartpole(capsys):
+    outcome = run_quick(capsys, "native-cartpole")
+    assert [case["goal"]["bound"] for case in outcome["cases"]] == [0.05, 20.0]
+    assert outcome["cases"][1]["ratio"] > 1.0
 
 
 @pytest.mark.slow
