@@ -275,14 +275,19 @@ def _observations(graph: Graph, samples: Any, pairs: int, seed: int) -> dict[str
         rows = SPREAD * rng.normal(size=(pairs, *port.shape))
         scale: Any = 1.0
         shift: Any = 0.0
-        readers = [op for op in graph.ops if port.name in op.inputs]
-        while len(readers) == 1 and isinstance(readers[0], g.Normalize):
-            (op,) = readers
-            safe = np.where(op.inv_std == 0, 1.0, op.inv_std.astype(np.float64))
-            scale, shift = scale / safe, shift + op.mean * scale
-            readers = [other for other in graph.ops if op.output in other.inputs]
+        reader = _only_reader(graph, port.name)
+        while isinstance(reader, g.Normalize):
+            safe = np.where(reader.inv_std == 0, 1.0, reader.inv_std.astype(np.float64))
+            scale, shift = scale / safe, shift + reader.mean * scale
+            reader = _only_reader(graph, reader.output)
         found[port.name] = (rows * np.abs(scale) + shift).astype(np.float32)
     return found
+
+
+def _only_reader(graph: Graph, name: str) -> Any:
+    """The operation that reads an array; None where there are several, or none."""
+    readers = [op for op in graph.ops if name in op.inputs]
+    return readers[0] if len(readers) == 1 else None
 
 
 def _read_samples(path: str | Path, graph: Graph) -> dict[str, np.ndarray]:
