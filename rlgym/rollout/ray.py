@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
+import ray.exceptions
 import torch
 from torch import Tensor
 
@@ -157,7 +158,7 @@ class RemoteWorlds:
         self.health = {"restarts": 0, "lost_slots": 0, "unreplayed": 0}
         self._health: list[dict[str, int]] = [{} for _ in range(actors)]
         try:
-            self.actors = [self._kind.remote(make) for _ in range(actors)]
+            self.actors: list[Any] = [self._kind.remote(make) for _ in range(actors)]
             told = self._first_answers()
             for document in told:
                 check_versions(versions(), document["versions"], document["node"])
@@ -346,7 +347,7 @@ class RayCollector:
         """Give actors the policy and have them begin new episodes."""
         worlds, buffer = self.worlds, self.buffer
         policy = ray.put(copy.deepcopy(self.policy).cpu())
-        asked = {}
+        asked: dict[int, Any] = {}
         for index in actors:
             draw = torch.randint(
                 2**31, (2,), generator=self.generator, device=self.generator.device

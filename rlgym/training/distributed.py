@@ -27,6 +27,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store, rendezvous  # pyright: ignore[reportPrivateImportUsage]
 
 from rlgym import __version__
 from rlgym.device import available
@@ -62,7 +63,7 @@ class Group:
         size: int = 1,
         local_rank: int = 0,
         local_size: int = 1,
-        store: dist.Store | None = None,
+        store: Store | None = None,
     ) -> None:
         self.rank, self.size = rank, size
         self.local_rank, self.local_size = local_rank, local_size
@@ -274,10 +275,10 @@ def _join() -> Group:
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
         dist.init_process_group(
             "gloo",
-            store=dist.PrefixStore(f"group {number}", store),
+            store=PrefixStore(f"group {number}", store),
             rank=rank,
             world_size=size,
             timeout=PATIENCE,
@@ -287,7 +288,7 @@ def _join() -> Group:
             f"process {os.environ['RANK']} did not find the others of its group ({error}): start "
             "them all with torchrun, or unset RANK and WORLD_SIZE to train alone"
         ) from None
-    return Group(rank, size, local_rank, local_size, dist.PrefixStore(f"notes {number}", store))
+    return Group(rank, size, local_rank, local_size, PrefixStore(f"notes {number}", store))
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def main() -> None:
         run = rlgym.resume(wanted.run_dir, 3600, hooks=watch, console="off")
     else:
         world = "CartPole-v1" if wanted.algo == "ppo" else "Pendulum-v1"
-        settings = (SMALL if wanted.algo == "ppo" else SAC) | {"total_steps": 2400}
+        settings: dict = (SMALL if wanted.algo == "ppo" else SAC) | {"total_steps": 2400}
         settings = settings | {"wrappers": {"normalize_reward": True}}
         settings["network"] = {**settings["network"], "normalize_obs": True}
         run = rlgym.train(
