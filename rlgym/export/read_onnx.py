@@ -7,6 +7,7 @@ nothing of it is run but standard operators on its own constants.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,8 +31,8 @@ except ImportError:
 
 WIDEST = float(np.finfo(np.float32).max)
 """Bound of a normaliser that clips nothing."""
-MAX_CONSTANT = 1 << 24
-"""Numbers in a constant that is computed from others."""
+MAX_CONSTANT = 1 << 26
+"""Numbers that a constant may come to which is computed from others, at the very most."""
 ACTIONS = ("action", "actions", "continuous_actions")
 """Names of an output that are understood, where there are several."""
 _SAME = {"Flatten", "Reshape", "Squeeze", "Identity", "Cast", "Unsqueeze"}
@@ -149,11 +150,12 @@ class _Reader:
     def _fold(self, node: Any) -> None:
         """Compute what depends on constants alone."""
         given = {source: self.constants[source] for source in node.input if source}
+        most = math.prod(max(value.size, 1) for value in given.values())
+        if most > MAX_CONSTANT:  # a few rows and columns can come to more than memory holds
+            raise UserError(f"{self.name} computes a constant of up to {most:,} numbers")
         opset = {entry.domain: entry.version for entry in self.model.opset_import}
         found: Any = ReferenceEvaluator(node, opsets=opset).run(None, given)
         for name, value in zip(node.output, found, strict=True):
-            if np.size(value) > MAX_CONSTANT:
-                raise UserError(f"{self.name} computes constants of {np.size(value):,} numbers")
             self.constants[name] = np.asarray(value)
 
     def _unknown(self, node: Any) -> UserError:

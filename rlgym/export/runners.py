@@ -60,7 +60,7 @@ def open_artefacts(case: Case, folder: Path) -> Iterator[Runner | Skipped]:
     for entry in case.bundle.manifest["artefacts"]:
         name = entry["format"]
         if name not in RUNNERS:
-            yield Skipped(name, "nothing here runs it")
+            yield Skipped(name, "not timed: it runs elsewhere")
             continue
         opened, needs_trust = RUNNERS[name]
         if needs_trust and not case.trust:
@@ -154,6 +154,34 @@ def _c(case: Case, entry: dict[str, Any], folder: Path) -> Iterator[Runner | Ski
     yield Runner(name, where, library.run, library.bind)
 
 
+def _openvino(case: Case, entry: dict[str, Any], _: Path) -> Iterator[Runner]:
+    from rlgym.export.openvino import OpenVINO
+
+    network, weights = (case.bundle.read(file) for file in sorted(entry["files"], reverse=True))
+    model = OpenVINO(network, weights, case.policy.graph)
+
+    def bind(row: Arrays) -> Callable[[], Any]:
+        return lambda: model.run(row)
+
+    yield Runner("openvino", f"openvino {version('openvino')}", model.run, bind)
+
+
+def _aoti(case: Case, entry: dict[str, Any], folder: Path) -> Iterator[Runner]:
+    from rlgym.export.aoti import inductor, run_aoti
+    from rlgym.export.pt2 import tensors_of
+
+    graph, data = case.policy.graph, case.bundle.read(entry["files"][0])
+    path = folder / "policy_aoti.pt2"
+    path.write_bytes(data)
+    program = inductor.aoti_load_package(str(path))
+
+    def bind(row: Arrays) -> Callable[[], Any]:
+        inputs = tensors_of(graph, row)
+        return lambda: program(*inputs)
+
+    yield Runner("aoti", f"torch {version('torch')}", lambda x: run_aoti(data, graph, x), bind)
+
+
 class CLibrary:
     """The C export as a shared library of this process.
 
@@ -215,6 +243,8 @@ RUNNERS: dict[str, tuple[Callable[[Case, dict[str, Any], Path], Iterator[Any]], 
     "numpy": (_numpy, False),
     "onnx": (_onnx, False),
     "pt2": (_pt2, True),
+    "openvino": (_openvino, True),
+    "aoti": (_aoti, True),
     "c": (_c, True),
     "c-int8": (_c, True),
     "tflite": (_tflite, False),

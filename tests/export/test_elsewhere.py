@@ -381,6 +381,13 @@ BAD: dict[str, tuple[Any, str]] = {
         "not finite",
     ),
     "sizes": (lambda: model(GEMM, {**DENSE, "w": numbers(4, 3)}), "cannot be"),
+    "a constant that bursts": (
+        lambda: model(
+            [("MatMul", ("tall", "flat"), ("w",), {}), ("MatMul", ("obs", "w"), ("out",), {})],
+            {"tall": np.zeros((10_000, 1), np.float32), "flat": np.zeros((1, 10_000), np.float32)},
+        ),
+        "up to 100,000,000 numbers",
+    ),
     "another elu": (lambda: model([("Elu", ("obs",), ("out",), {"alpha": 0.5})], {}), "uses Elu"),
     "sum of inputs": (lambda: model([("Add", ("obs", "obs"), ("out",), {})], {}), "uses Add"),
     "no network": (lambda: model([("Identity", ("obs",), ("out",), {})], {}), "its input as its"),

@@ -100,14 +100,20 @@ def test_a_tflite_that_is_not_what_we_write_is_left_alone(bundle: str, tmp_path:
 
 
 @pytest.mark.slow
-def test_torchs_program_too(tmp_path: Path) -> None:
-    path = make_bundle(tmp_path / "hop.rlpolicy", ("pt2",))
-    assert isinstance(opened(path, tmp_path, trust=False)[1]["pt2"], Skipped)
+@pytest.mark.timeout(600)  # aoti compiles C++
+@pytest.mark.parametrize("name", ["pt2", "openvino", "aoti"])
+def test_what_needs_more_packages(name: str, tmp_path: Path) -> None:
+    if name == "aoti" and shutil.which("g++") is None:
+        pytest.skip("there is no g++ here")
+    if name == "openvino":
+        pytest.importorskip("openvino")
+    path = make_bundle(tmp_path / "hop.rlpolicy", (name,))
+    assert isinstance(opened(path, tmp_path, trust=False)[1][name], Skipped)
     case, found = opened(path, tmp_path, trust=True)
-    runner = found["pt2"]
+    runner = found[name]
     assert isinstance(runner, Runner)
     assert error_of(case.policy.graph, runner.run(case.inputs), case.world) <= 1e-5
-    assert measure_bundle(path, 0.05, trust=True)[-1].name == "pt2"
+    assert measure_bundle(path, 0.05, trust=True)[-1].name == name
 
 
 def test_every_format_that_is_verified_by_running_is_timed_too() -> None:

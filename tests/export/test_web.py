@@ -7,8 +7,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from importlib.resources import files
@@ -228,6 +231,26 @@ def test_a_port_that_is_taken_is_named(served: str, tmp_path: Path) -> None:
         web.make_server(tmp_path, port)
     with pytest.raises(UserError, match="--port"):
         web.make_server(tmp_path, 99999)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is sent as POSIX does")
+def test_the_command_serves_until_it_is_stopped(cart: Path, tmp_path: Path, runtime: Path) -> None:
+    command = [sys.executable, "-m", "rlgym", "web", str(cart), "--port", "0"]
+    words = ["--out", str(tmp_path / "page"), "--runtime", str(runtime)]
+    process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (found,) = re.findall(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+        with urllib.request.urlopen(f"{found}policy.json") as answer:
+            assert json.load(answer)["world"] == "CartPole-v1"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 # ----- What it does -------------------------------------------------------------------------------
