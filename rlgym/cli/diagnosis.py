@@ -25,6 +25,8 @@ HEALTH = {
     "restarts": "workers died and were replaced: what they were doing is in the run's crashes/",
     "timeouts": "workers gave no answer in time: raise timeout, or find what hangs in the world",
     "lost_slots": "episodes were cut because their world was lost",
+    "blow_ups": "the physics of worlds broke: see the reports in crashes/, ask for less at a time",
+    "overflows": "worlds lost contacts for want of room: raise env.physics.warp.max_contacts",
     "world_errors": "worlds raised an exception: rlgym doctor ENV shows it",
     "unreplayed": "episodes could not be continued on resume, and began anew",
     "nan_skips": "episodes were dropped for values that are not finite: correct the world",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlgym.device import GraphedFn
 from rlgym.envs.imitation.build import build_task
 from rlgym.envs.imitation.clip_files import load_clip
 from rlgym.envs.imitation.clips import ClipSet
@@ -17,9 +18,9 @@ from rlgym.envs.imitation.termination import CAUSES
 from rlgym.envs.physics.robots import get_robot
 from rlgym.envs.physics.terrain import make_terrain
 from rlgym.errors import ConfigError, UserError
+from tests import tape
 from tests.agents.test_device_clean import DeviceClean
 from tests.envs.imitation.puppet import Puppet
-from tests.envs.imitation.tape import Tape
 
 A1 = get_robot("a1")
 
@@ -273,8 +274,9 @@ def test_a_step_on_torch_reads_nothing_back(spec):
 
 
 @pytest.mark.parametrize("spec", ["modern", "reference"])
-def test_a_recorded_step_does_what_a_step_does(spec):
+def test_a_recorded_step_does_what_a_step_does(spec, monkeypatch):
     """All state stays in place, and nothing depends on what Python sees."""
+    recorded = tape.with_graphs(monkeypatch)
     changes = {"randomize": {"noise_angle": 0.01, "push": 0.3, "mass": [0.8, 1.2]}}
     changes["episode"] = {"perturb": 0.3, "reference_start": 0.7, "switch_seconds": [0.1, 0.2]}
     changes["episode"] |= {"curriculum_seconds": 0.1, "curriculum_steps": 300, "seconds": 1.0}
@@ -282,27 +284,14 @@ def test_a_recorded_step_does_what_a_step_does(spec):
     task, other = (puppet_task(8, clips, True, spec, **changes) for _ in range(2))
     task.reset()
     other.reset()
-    taped = Tape(other.step)
-    for act in actions(8, 30, 0.5):
-        ours, theirs = (
-            task.step(torch.from_numpy(act).float()),
-            taped(torch.from_numpy(act).float()),
-        )
+    step = GraphedFn(other.step, torch.device("cpu"), "graph")
+    for act in torch.from_numpy(actions(8, 30, 0.5)).float():
+        ours, theirs = task.step(act), step(act)
         for name in ("obs", "final_obs", "reward", "terminated", "truncated", "cause"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    assert len(recorded) == 1
     for name, array in task.arrays().items():
         assert torch.equal(array, other.memory()[name]), name
-
-
-def test_a_tape_shows_what_is_not_in_place():
-    state = {"x": torch.zeros(2)}
-
-    def grow(by):
-        state["x"] = state["x"] + by
-        return state["x"]
-
-    taped, one = Tape(grow), torch.ones(2)
-    assert [taped(one)[0].item() for _ in range(3)] == [1.0, 1.0, 1.0]
 
 
 def near(ours: np.ndarray, theirs: torch.Tensor, share: float) -> None:
