@@ -4,7 +4,8 @@ gRPC is HTTP/2 frames around messages. A player makes one call at a time over on
 the frames are read and written right here, in the thread that waits for them: no queue and no
 second thread between the player's message and the one who acts on it. The library's server
 (`grpc_server`) passes each message through three threads, which for a small scene takes longer
-than all the rest of a step.
+than all the rest of a step. A second thread there is, for the time when nobody waits: it answers
+the pings of a player that would hang up a minute later, in the middle of a long update.
 
 What calls is named by nobody: headers are skipped unread, as there is one method.
 https://www.rfc-editor.org/rfc/rfc9113, https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
@@ -29,6 +30,9 @@ _MOST_WINDOW = 2**31 - 1
 _FIRST_WINDOW = 65_535
 _RENEW_AFTER = 2**24
 """Bytes after which the connection's window is opened again; it is 128 times as large."""
+
+ATTEND = 1.0
+"""Seconds between looks at a connection that nobody reads; gRPC gives a ping sixty."""
 
 _RESPONSE = b"\x88" + b"\x0f\x10\x10application/grpc"  # :status 200, content-type
 _TRAILERS = b"\x00\x0bgrpc-status\x010"
@@ -74,8 +78,12 @@ class DirectServer:
         self._strangers: list[_Connection] = []  # connections that have asked for nothing so far
         self._player: _Connection | None = None
         self._early: bytes | None = None
+        self._lost: ConnectionError | None = None
+        self._lock = threading.Lock()  # around the player's connection
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._accept, daemon=True, name="unity-accept")
         self._thread.start()
+        threading.Thread(target=self._attend, daemon=True, name="unity-attend").start()
 
     def _accept(self) -> None:
         """Greet whoever connects: a player gives up when nobody does within seconds."""
@@ -85,6 +93,19 @@ class DirectServer:
                 stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 stream.sendall(_GREETING)
                 self._arrived.put(_Connection(stream))
+
+    def _attend(self) -> None:
+        """Look after the player's connection while nobody else does."""
+        while not self._closed.wait(ATTEND):
+            if self._player is None or not self._lock.acquire(blocking=False):
+                continue
+            try:
+                if self._early is None and self._player is not None:
+                    self._early = self._player.read(0.0)
+            except ConnectionError as error:
+                self._lost = error
+            finally:
+                self._lock.release()
 
     def _stop_listening(self) -> None:
         """Free the port: from here on there is one player, or none."""
@@ -108,11 +129,18 @@ class DirectServer:
         Raises:
             ConnectionError: the player has hung up.
         """
-        if self._early is not None:
-            data, self._early = self._early, None
-            return data
-        if self._player is not None:
-            return self._player.read(seconds)
+        with self._lock:
+            if self._early is not None:
+                data, self._early = self._early, None
+                return data
+            if self._lost is not None:
+                raise self._lost
+            if self._player is not None:
+                return self._player.read(seconds)
+        return self._first(seconds)
+
+    def _first(self, seconds: float) -> bytes | None:
+        """The first message of whoever turns out to be the player."""
         deadline = time.monotonic() + seconds
         while self._player is None:
             left = deadline - time.monotonic()
@@ -152,16 +180,19 @@ class DirectServer:
         Raises:
             ConnectionError: the player has hung up, or does not read for so long.
         """
-        if self._player is None:
-            raise ConnectionError("nobody has asked")
-        self._player.write(data, seconds)
+        with self._lock:
+            if self._player is None:
+                raise ConnectionError("nobody has asked")
+            self._player.write(data, seconds)
 
     def close(self) -> None:
         """Hang up and free the port."""
+        self._closed.set()
         self._stop_listening()
-        if self._player is not None:
-            self._player.close()
-            self._player = None
+        with self._lock:
+            if self._player is not None:
+                self._player.close()
+                self._player = None
 
 
 class _Connection:
