@@ -182,10 +182,11 @@ def _sensors(graph: Graph) -> dict[str, tuple[str, tuple[int, ...]]]:
         names = [f"obs_{k}" for k in range(len(ports))]
     found = {}
     for name, port in zip(names, ports, strict=True):
-        shape: tuple[int, ...] = port.shape or (1,)
         if port.name in pictures and pictures[port.name].channels_last:
-            shape = (shape[2], *shape[:2])
-        found[port.name] = name, shape
+            height, width, channels = port.shape
+            found[port.name] = name, (channels, height, width)
+        else:
+            found[port.name] = name, port.shape or (1,)
     return found
 
 

@@ -287,7 +287,7 @@ def go(run_dir, clone, steps=2048, **more):
 
 
 def test_cloning_finds_a_reward_that_chance_does_not(tmp_path, shown_way):
-    alone = go(tmp_path / "alone", {})
+    alone = go(tmp_path / "alone", {}, steps=1024)
     helped = go(tmp_path / "helped", {"demonstrations": shown_way, "coef": 0.5})
     assert alone.result.mean < 0.1 < 0.95 <= helped.result.mean
     first = go(tmp_path / "first", {"demonstrations": shown_way, "steps": 100}, steps=256)
