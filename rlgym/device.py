@@ -23,13 +23,18 @@ KNOWN = ("cpu", "cuda", "mps", "xpu", "tpu")
 
 
 def available() -> list[str]:
-    """Devices of this machine, best first; "cpu" is always the last."""
+    """Devices of this machine, best first; "cpu" is always the last.
+
+    The first is the accelerator that this process has taken, one of several in a group of processes.
+    """
     accelerator = (
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     )
     if accelerator is None:
         return ["cpu"]
-    return [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())] + ["cpu"]
+    taken, count = torch.accelerator.current_device_index(), torch.accelerator.device_count()
+    numbers = sorted(range(count), key=lambda number: number != taken)
+    return [*(f"{accelerator.type}:{number}" for number in numbers), "cpu"]
 
 
 def resolve(device: torch.device | str = "auto") -> torch.device:

@@ -19,6 +19,15 @@ def test_auto_takes_the_best() -> None:
     assert device.resolve("auto") == torch.device(device.available()[0])
 
 
+def test_auto_takes_the_accelerator_that_the_process_has_taken(monkeypatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 2)
+    assert device.available() == ["cuda:2", "cuda:0", "cuda:1", "cpu"]
+    assert device.resolve("auto") == torch.device("cuda:2")
+
+
 def test_absent_device_lists_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "available", lambda: ["cuda:0", "cpu"])
     assert device.resolve("cuda") == torch.device("cuda")
