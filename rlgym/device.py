@@ -25,7 +25,7 @@ KNOWN = ("cpu", "cuda", "mps", "xpu", "tpu")
 def available() -> list[str]:
     """Devices of this machine, best first; "cpu" is always the last.
 
-    The first is the accelerator that this process has taken, one of several in a group of processes.
+    The first is the accelerator that this process has taken, where it is one of several.
     """
     accelerator = (
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
