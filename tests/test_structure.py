@@ -59,6 +59,7 @@ REVIEWED: dict[tuple[str, str], str] = {
         "VecNormalize saves nothing else; only with --trust, for a file that the person names"
     ),
 }
+DEVICE_PACKAGES = {"libtpu", "mujoco_warp", "torch_tpu", "torch_xla", "torchax", "warp"}
 UNSAFE_MODULES = {"cloudpickle", "dill", "joblib", "marshal", "pickle", "shelve"}
 UNSAFE_CALLS = {
     *("compile", "eval", "exec", "os.popen", "os.system", "torch.load"),
@@ -242,6 +243,17 @@ def too_long(root: Path) -> list[str]:
     return [f"{file.relative_to(root)}: {n} lines" for file, n in lengths.items() if n > MAX_LINES]
 
 
+def tied_to_a_device(root: Path) -> list[str]:
+    """Packages of one maker's accelerator, where torch is to be asked; Warp has its two modules."""
+    own = {"envs/physics/warp.py", "envs/physics/warp_model.py"}
+    return [
+        f"{path}:{line}: {name}: ask rlgym.device"
+        for path, tree in sources(root).items()
+        for line, name in imports(path, tree)
+        if name.split(".")[0] in DEVICE_PACKAGES and path not in own
+    ]
+
+
 def names_a_machine(root: Path) -> list[str]:
     """Paths of somebody's machine and hosts of package indexes, which help nobody else."""
     shown = [*root.glob(".*")]
@@ -293,6 +305,7 @@ RULES = [
     unsafe,
     posix_only,
     too_long,
+    tied_to_a_device,
     names_a_machine,
     unlisted_packages,
 ]
@@ -353,6 +366,8 @@ VIOLATIONS = [
     (posix_only, "rlgym/vector/process.py", "import fcntl"),
     (posix_only, "rlgym/vector/process.py", "if FAST:\n    from resource import getrusage"),
     (too_long, "agents/ppo.py", "\n" * (MAX_LINES + 1)),
+    (tied_to_a_device, "agents/ppo.py", "import torch_tpu"),
+    (tied_to_a_device, "envs/imitation/task.py", "def f():\n    import warp as wp"),
     (names_a_machine, "docs/start.md", "cd " + "/ho" + "me/ann/rlgym"),
     (names_a_machine, "Makefile", "pip install --index-url https:" + "//pypi.example/simple"),
     (unlisted_packages, "rlgym/attic/__init__.py", ""),
@@ -401,6 +416,7 @@ LAWFUL = [
     (posix_only, "rlgym/cli/run.py", "try:\n    import pty\nexcept ImportError:\n    pty = None"),
     (posix_only, "rlgym/cli/run.py", "if sys.platform != 'win32':\n    import termios"),
     (too_long, "agents/ppo.py", "\n" * MAX_LINES),
+    (tied_to_a_device, "envs/physics/warp.py", "import mujoco_warp, warp"),
     (names_a_machine, "docs/start.md", "https://example.org/home/ann ~/src/x $ROOT/root/y"),
 ]
 

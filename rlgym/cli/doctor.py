@@ -89,6 +89,8 @@ def show(report: dict[str, Any], findings: list[Finding]) -> None:
     console.print(facts)
     if all(finding.severity == "note" for finding in findings):
         console.print("[green]nothing wrong was found")
+    if not findings:
+        return
     table = Table(box=None, padding=(0, 2), show_header=False)
     for finding in findings:
         color = COLORS[finding.severity]

@@ -201,6 +201,32 @@ def test_worlds_move_as_mujocos(actuation, collide, steps, randomized):
     assert a.q.dtype == torch.float32 and ours.overflow() == ""
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_worlds_move_as_mujocos_and_steps_are_recorded(capfd):
+    """Never run yet: no GPU was at hand when this was written."""
+    pytest.importorskip("mujoco_warp", reason="needs the extra 'gpu'")
+    actuation, device = DAMPED, torch.device("cuda")
+    ours = make_engine("warp", "a1", actuation, 3, device=device)
+    theirs = make_engine("mujoco", "a1", actuation, 3, num_threads=1)
+    rng = np.random.default_rng(0)
+    pose = np.tile(theirs.robot.default_pose, (3, 1))
+    for _ in range(100):
+        target = pose + 0.05 * rng.normal(size=pose.shape)
+        asked = tensor(target).to(device)
+        a, b = ours.step(asked, asked), theirs.step(target, target)
+    names = ("root_pos", "root_quat", "q")
+    apart_by = (np.abs(getattr(a, n).numpy(force=True) - getattr(b, n)).max() for n in names)
+    assert max(apart_by) < 1e-4
+    kwargs = {"engine": "warp", "randomize": "modern"}
+    env: Any = rlgym.make_vec("rlgym/Imitate-v0", 64, device=device, env_kwargs=kwargs)
+    env.reset(seed=0)
+    for _ in range(10):
+        obs, reward, *_ = env.step(torch.zeros(64, 12, device=device))
+    assert obs["policy"].device.type == "cuda" and torch.isfinite(reward).all()
+    assert env.batch._before.mode == env.batch._after.mode == "graph"
+    assert "is not a graph" not in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_state_comes_back_as_it_was_put_in_and_others_stay():
     engine = engine_of(2)
