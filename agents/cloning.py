@@ -156,6 +156,8 @@ class _Target:
     """Of each choice; () for a box and for switches."""
     mask: Tensor | None = None
     """(K, choices) bool; what was chosen is allowed."""
+    span: tuple[Tensor, Tensor] | None = None
+    """Middle and half range of a box that is not squashed."""
 
     def loss(self, params: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
         """The loss on some rows, ()."""
@@ -164,7 +166,7 @@ class _Target:
             log_probs = torch.cat((logsigmoid(own), logsigmoid(-own)), 1)
             return choice_cloning_loss(log_probs, torch.cat((shown, 1.0 - shown), 1), weights)
         if not self.sizes:
-            return box_cloning_loss(self._box(own), shown, weights)
+            return box_cloning_loss(self._half_ranges(own), shown, weights)
         flags = None if self.mask is None else self.mask[rows].split(self.sizes, 1)
         log_probs = [
             torch.log_softmax(allow(logits, None if flags is None else flags[k]), 1)
@@ -172,11 +174,11 @@ class _Target:
         ]
         return choice_cloning_loss(torch.cat(log_probs, 1), shown, weights)
 
-    def _box(self, mean: Tensor) -> Tensor:
+    def _half_ranges(self, mean: Tensor) -> Tensor:
         """The policy's mean in half ranges around the middle."""
-        if self.distribution.squash:
+        if self.span is None:
             return mean.tanh()
-        middle, half = _span(self.distribution)
+        middle, half = self.span
         return (mean - middle) / half
 
 
@@ -191,10 +193,10 @@ def _targets(
         flat = actions.reshape(len(actions), -1).to(device)
         if leaf.dtype.kind == "f":
             size = flat.shape[1]
-            if not shown.stored:
-                middle, half = _span(part)
-                flat = (flat - middle) / half
-            target = _Target(part, slice(at, at + size), flat.to(torch.float32))
+            middle, half = span = _span(part)
+            flat = flat if shown.stored else (flat - middle) / half
+            columns = slice(at, at + size)
+            target = _Target(part, columns, flat.float(), span=None if part.squash else span)
         else:
             target = _choices(leaf, part, flat, at)
             size = part.mask_size

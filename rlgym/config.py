@@ -168,7 +168,7 @@ class CloneConfig:
     """Weight of the cloning loss beside the algorithm's own; 0 leaves it out."""
     schedule: Schedule = "linear"
     """Schedule of `coef` over total_steps: linear to zero, or constant."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Demonstrated steps per gradient step."""
     learning_rate: float = 1e-3
     """Adam's step size for `steps`."""

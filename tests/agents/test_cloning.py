@@ -170,6 +170,20 @@ def test_the_loss_by_hand():
     assert everything.item() == pytest.approx(sum(rows) / 2)
 
 
+@pytest.mark.parametrize("squash", [False, True])
+def test_the_buffer_of_a_sac_run_shows_the_same(squash):
+    """Its actions are stored in half ranges already."""
+    space = ACTIONS["box"]
+    made, optimizer = learner(space, squash=squash)
+    shown = demonstrations(space)
+    rows = torch.arange(len(shown.flags))[None]
+    wanted = Cloning(made.policy, optimizer, shown, CloneConfig())._loss(rows)
+    shown.actions = (shown.actions - torch.tensor([1.0, 3.0])) / torch.tensor([2.0, 1.0])
+    shown.stored = True
+    found = Cloning(made.policy, optimizer, shown, CloneConfig())._loss(rows)
+    torch.testing.assert_close(found, wanted)
+
+
 def test_a_forbidden_choice_that_was_shown_is_learned_all_the_same():
     """Real recordings hold such choices: nothing holds a person to a mask."""
     space = ACTIONS["multi"]
