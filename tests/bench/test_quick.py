@@ -128,3 +128,12 @@ def test_warp(capsys):
     rate, agreement = outcome["cases"]
     assert rate["value"] > rate["baseline"] > 0.0
     assert 0.0 < agreement["value"] < 1e-4
+
+
+@pytest.mark.slow
+def test_unity(capsys):
+    outcome = run_quick(capsys, "unity")
+    bounds = [case["goal"]["bound"] for case in outcome["cases"]]
+    assert bounds == [2.0, 8.0, 3.5, 8.0, 6.0, 11.0, 3.0]
+    assert all(case["value"] > 0 and case["baseline"] > 0 for case in outcome["cases"])
+    assert outcome["cases"][0]["details"]["raw exchange"]
