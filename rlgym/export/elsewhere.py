@@ -39,6 +39,8 @@ ACTION_BOUND = 100.0
 SECTIONS = ("observation", "action", "robot", "timing", "safety", "simulation", "licence")
 """What a manifest that a person wrote may hold."""
 _OURS = "rlgym.manifest"
+_TERM = {"units": "", "history": 1, "order": "newest first", "start": "state"}
+"""What a term is where nothing else is said."""
 
 
 @dataclass
@@ -119,7 +121,6 @@ def _sections(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not JSON: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} must be an object with some of {', '.join(SECTIONS)}")
-    schema = manifest_schema()
     for name, value in found.items():
         if name not in SECTIONS:
             raise UserError(f"{path} has a section '{name}': {suggest(name, SECTIONS)}")
@@ -132,10 +133,6 @@ def _sections(path: str | Path) -> dict[str, Any]:
     timing = found.get("timing", {})
     if isinstance(timing.get("control_hz"), (int, float)) and timing["control_hz"] > 0:
         timing.setdefault("control_dt", 1.0 / timing["control_hz"])
-    for name in ("timing", "safety", "simulation", "licence"):
-        fault = fault_of(found[name], schema["properties"][name], schema) if name in found else ""
-        if fault:
-            raise UserError(f"{path}: {name}: {fault}")
     return found
 
 
@@ -148,8 +145,9 @@ def _known(metadata: Mapping[str, str], graph: Graph, given: dict[str, Any], nam
         terms, robot, shift = from_mjlab(metadata, graph, given, name)
         known = Known(terms={graph.inputs[0].name: terms}, robot=robot, shift=shift)
     for entry in given.get("observation", ()):
-        terms = [_term(term) for term in entry.get("terms", ())]
-        known.terms[str(entry.get("name", graph.inputs[0].name))] = terms
+        terms = entry.get("terms") or ()
+        filled = [{**_TERM, **term} if isinstance(term, dict) else term for term in terms]
+        known.terms[str(entry.get("name", graph.inputs[0].name))] = filled
     known.action = {**known.action, **(given.get("action") or [{}])[0]}
     for section in ("timing", "safety", "simulation"):
         if section in given:
@@ -157,8 +155,9 @@ def _known(metadata: Mapping[str, str], graph: Graph, given: dict[str, Any], nam
     known.licence = given.get("licence", known.licence)
     if known.robot is not None or "robot" in given:
         known.robot = _robot({**(known.robot or {}), **given.get("robot", {})}, known, name)
+    _check_forms(known, name)
     for port in graph.inputs:
-        width = sum(int(term["size"]) for term in known.terms.get(port.name, ()))
+        width = sum(term["size"] for term in known.terms.get(port.name, ()))
         if port.name in known.terms and width != port.shape[0]:
             raise UserError(
                 f"the terms of '{port.name}' have {width} values, {name} takes {port.shape[0]}: "
@@ -167,26 +166,37 @@ def _known(metadata: Mapping[str, str], graph: Graph, given: dict[str, Any], nam
     return known
 
 
+def _check_forms(known: Known, name: str) -> None:
+    """Refuse what the manifest's schema does not allow, whoever said it."""
+    schema = manifest_schema()
+    faults = {
+        section: fault_of(getattr(known, section), schema["properties"][section], schema)
+        for section in ("robot", "timing", "safety", "simulation", "licence")
+    }
+    for key, terms in known.terms.items():
+        wanted = {"type": "array", "items": schema["$defs"]["term"]}
+        faults[f"the terms of '{key}'"] = fault_of(terms, wanted, schema)
+    for where, fault in faults.items():
+        if fault:
+            raise UserError(f"what is known of {name}: {where}: {fault}: see docs/bundle.md")
+
+
 def _from_ours(text: str, name: str) -> Known:
     """What one of our own bundles wrote into its ONNX."""
     try:
         said = json.loads(text)
         if said.get("targets"):
             raise UserError(f"{name} imitates a motion, which its bundle holds: take that one")
-        terms = {entry["name"]: entry["terms"] for entry in said["observation"]}
+        terms = {str(entry["name"]): entry["terms"] for entry in said["observation"]}
         told = {part: said[part] for part in ("robot", "timing", "safety", "simulation")}
         action = {key: said["action"][0].get(key) for key in ("scale", "offset", "low", "high")}
-        return Known(terms=terms, action=action, licence=said["licence"], **told)
+        found = Known(terms=terms, action=action, licence=said["licence"], **told)
+        _check_forms(found, name)
+        return found
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{name} has a manifest inside that cannot be read ({error})") from None
-
-
-def _term(entry: Any) -> dict[str, Any]:
-    if not isinstance(entry, dict) or not {"name", "size"} <= entry.keys():
-        raise UserError("each term of an observation needs a name and a size: see docs/bundle.md")
-    return {"units": "", "history": 1, "order": "newest first", "start": "state", **entry}
 
 
 def _robot(robot: dict[str, Any], known: Known, name: str) -> dict[str, Any]:
@@ -203,11 +213,12 @@ def _robot(robot: dict[str, Any], known: Known, name: str) -> dict[str, Any]:
             f"{name} does not say {', '.join(missing)}, which a robot needs: write them into a "
             "JSON file in the words of docs/bundle.md and give it with --manifest"
         )
-    joints = len(robot["joint_names"])
+    names = robot["joint_names"]
+    joints = len(names) if isinstance(names, list) else 0
     half = {"sign": [1.0] * joints, "offset": [0.0] * joints, "spherical": [False] * joints}
     return {
         "name": "robot",
-        "names": robot["joint_names"],
+        "names": names,
         **half,
         "base_rotation": [0.0, 0.0, 0.0, 1.0],
         "base_origin": [0.0, 0.0, 0.0],
@@ -327,8 +338,11 @@ def _golden(
         UserError: it does not.
     """
     found = _original(data, model, raw, name)
+    if not np.isfinite(found).all():
+        raise UserError(f"{name} answers some observations with numbers that are not finite")
     (action,) = graph.actions
-    outputs = run(graph, inputs)
+    with np.errstate(all="ignore"):
+        outputs = run(graph, inputs)
     rows = len(next(iter(inputs.values())))
     if action.kind == "box":
         world = np.clip(action.offset + action.scale * found, action.low, action.high)  # type: ignore

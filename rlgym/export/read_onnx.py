@@ -112,7 +112,9 @@ class _Reader:
         output = self._output(graph, wanted)
         found = self._graph(ports, self._place(output))
         check_graph(found)
-        metadata = {entry.key: entry.value for entry in self.model.metadata_props}
+        texts = [(entry.key, entry.value) for entry in self.model.metadata_props]
+        # what is no UTF-8 comes as bytes
+        metadata = {k: v for k, v in texts if isinstance(k, str) and isinstance(v, str)}
         return found, Model(metadata, output, single)
 
     def _inputs(self, graph: Any) -> tuple[tuple[Port, ...], bool]:
@@ -294,7 +296,7 @@ def _arithmetic(r: _Reader, node: Any) -> None:
         return
     if node.op_type == "Div" and flipped:
         raise r._unknown(node)
-    with np.errstate(divide="ignore"):
+    with np.errstate(all="ignore"):
         shift, scale = {
             "Add": (-value, 1.0),
             "Sub": (value, -1.0 if flipped else 1.0),

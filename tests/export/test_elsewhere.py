@@ -380,6 +380,13 @@ BAD: dict[str, tuple[Any, str]] = {
         lambda: model([("Div", ("obs", "z"), ("out",), {})], {"z": np.zeros(5, np.float32)}),
         "not finite",
     ),
+    "numbers that overflow": (
+        lambda: model(
+            [("Mul", ("obs", "m"), ("x",), {}), ("Mul", ("x", "m"), ("out",), {})],
+            {"m": np.float32(1e38)},
+        ),
+        "numbers that are not finite",
+    ),
     "sizes": (lambda: model(GEMM, {**DENSE, "w": numbers(4, 3)}), "cannot be"),
     "a constant that bursts": (
         lambda: model(
@@ -407,12 +414,18 @@ MANIFESTS: dict[str, tuple[Any, str]] = {
     "a typing mistake": ({"robots": {}}, "did you mean 'robot'"),
     "a robot of text": ({"robot": "a1"}, "robot is of another type"),
     "actions of text": ({"action": ["a"]}, "must be a list of objects"),
-    "no rate": ({"timing": {"control_hz": 0}}, "timing:"),
+    "no rate": ({"timing": {"control_hz": 0}}, "timing: "),
     "terms too short": (
         {"observation": [{"name": "obs", "terms": [{"name": "a", "size": 4}]}]},
         "have 4 values, x.onnx takes 5",
     ),
-    "a term without size": ({"observation": [{"terms": [{"name": "a"}]}]}, "a name and a size"),
+    "a term without size": ({"observation": [{"terms": [{"name": "a"}]}]}, "the terms of 'obs'"),
+    "terms of text": ({"observation": [{"terms": "abc"}]}, "the terms of 'obs'"),
+    "a term of text": ({"observation": [{"terms": ["a"]}]}, "the terms of 'obs'"),
+    "a size of text": (
+        {"observation": [{"terms": [{"name": "a", "size": "five"}]}]},
+        "the terms of 'obs'",
+    ),
     "scales": ({"action": [{"scale": [1, 2]}]}, "'scale' of the action must be 3 numbers"),
     "bounds of text": ({"action": [{"low": "abc"}]}, "'low' of the action must be 3 numbers"),
     "another kind": ({"action": [{"kind": "multi_binary"}]}, "gives a 'box' action"),
@@ -424,6 +437,70 @@ MANIFESTS: dict[str, tuple[Any, str]] = {
 def test_manifests_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
     given, words = MANIFESTS[name]
     assert words in refused(model(GEMM, DENSE), tmp_path, given)
+
+
+ROBOT = {
+    **{"joint_names": ["a", "b", "c"], "stiffness": [1, 1, 1], "damping": [1, 1, 1]},
+    **{"default_joint_pos": [0, 0, 0], "action_scale": [1, 1, 1]},
+    **{"lower": [-1, -1, -1], "upper": [1, 1, 1]},
+}
+
+
+@pytest.mark.parametrize("field", ROBOT)
+@pytest.mark.parametrize("value", [3, "abc", None, ["x"], [[1], [2], [3]], {"a": 1}])
+def test_a_robot_of_another_form_is_refused(field: str, value: Any, tmp_path: Path) -> None:
+    rest = {"timing": {"control_hz": 50}}
+    if (field, value) == ("joint_names", ["x"]):
+        return  # which is a name
+    said = refused(model(GEMM, DENSE), tmp_path, {"robot": {**ROBOT, field: value}, **rest})
+    assert field in said
+
+
+def test_a_hostile_manifest_inside_is_refused(tmp_path: Path) -> None:
+    sound = {
+        **{"observation": [], "action": [{}], "licence": ""},
+        **dict.fromkeys(("robot", "timing", "safety", "simulation", "targets")),
+    }
+    path = tmp_path / "sound.onnx"
+    path.write_bytes(model(GEMM, DENSE, metadata={"rlgym.manifest": json.dumps(sound)}))
+    read_elsewhere(path)
+    for changed in (
+        *({**sound, name: value} for name in sound for value in (3, "abc", [3], {"a": []})),
+        *({k: v for k, v in sound.items() if k != name} for name in sound if name != "targets"),
+    ):
+        if changed == {**sound, "licence": "abc"}:
+            continue
+        data = model(GEMM, DENSE, metadata={"rlgym.manifest": json.dumps(changed)})
+        path.write_bytes(data)
+        try:
+            _, _, description = read_elsewhere(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert description["robot"] is None and description["licence"] == ""
+    for text in ("{", "[]", "[" * 100_000, "NaN"):
+        assert refused(model(GEMM, DENSE, metadata={"rlgym.manifest": text}), tmp_path)
+
+
+def test_bytes_that_are_changed_at_random_are_read_or_refused(tmp_path: Path) -> None:
+    nodes = [("Gemm", ("obs", "w", "b"), ("h",), {}), ("Tanh", ("h",), ("out",), {})]
+    sound, rng, path = model(nodes, DENSE), np.random.default_rng(4), tmp_path / "x.onnx"
+    path.write_bytes(sound)
+    read_elsewhere(path, pairs=4)
+    refusals = 0
+    for _ in range(150):
+        data = bytearray(sound)
+        for place in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[place] = rng.integers(0, 256)
+        path.write_bytes(
+            bytes(data[: len(data) if rng.random() < 0.8 else rng.integers(len(data))])
+        )
+        try:
+            read_elsewhere(path, pairs=4)
+        except UserError as error:
+            refusals += 1
+            assert "\n" not in str(error)
+    assert 30 < refusals < 150
 
 
 def test_what_nobody_may_guess_has_to_be_said(theirs: tuple[Path, Path], tmp_path: Path) -> None:
