@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from rlgym.config import TrainConfig, save_config
-from rlgym.errors import CheckpointError, UserError
+from rlgym.errors import CheckpointError, PeerLostError, UserError
 from rlgym.registry import EDITOR, WorldFactory
 from rlgym.rollout.collector import CollectStats, HostCollector, set_generator
 from rlgym.rollout.device_collector import DeviceCollector
@@ -210,9 +210,12 @@ class Run:
                     self._save_boundary()
                     about = (self.config, self.env, self.policy, self.device)
                     raise UserError(shortage(*about, free=None)) from None
-                except Exception:
+                except Exception as error:
                     self._save_boundary()  # a world that fails for good must not cost the run
-                    raise
+                    ending = self.signals.received is not None
+                    if not (ending and isinstance(error, PeerLostError)):  # they had it as well
+                        raise
+                    self.stopped = str(error)
                 finally:
                     self.close()
         finally:
@@ -236,8 +239,10 @@ class Run:
         self.collector.mark()
         self._marked_state = self.state.document()
         self._marked_shuffle = self.shuffle.get_state()
-        slow = self.learn_seconds > SLOW_UPDATE
-        self._marked_learner = self.learner.state_dict() if slow else None
+        # a group's update may break off at any time: with the loss of another process
+        breaks = self.group.size > 1 and self.group.leads and self.replay is None
+        kept = self.learn_seconds > SLOW_UPDATE or breaks
+        self._marked_learner = self.learner.state_dict() if kept else None
 
     @property
     def holds_learner(self) -> bool:
