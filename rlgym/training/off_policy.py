@@ -52,8 +52,7 @@ def learn(run: Run) -> None:
             _learn_what_is_due(run, interval, may_stop=False)
             stats = run.collector.finish()
         run.policy.random = False
-        stats = run.gather(stats)
-        before = state.env_steps
+        stats, before = run.gather(stats), state.env_steps
         state.count(stats)
         state.owed += algo.updates_due(state.env_steps) - algo.updates_due(before)
         state.updates += 1
