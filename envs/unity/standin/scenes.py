@@ -54,7 +54,7 @@ class Grid(Population):
     def act(self, continuous: np.ndarray, discrete: np.ndarray) -> None:
         """Move; what is forbidden stays in place and is counted."""
         target = self.places[:, 0] + self.moves[discrete[:, 0]]
-        outside = ((target < 0) | (target >= self.size)).any(1)
+        outside = self._off_the_board(target)
         self.channels.count("Grid/Forbidden", int(outside.sum()))
         self.places[:, 0] = np.where(outside[:, None], self.places[:, 0], target)
         there = (self.places[:, :1] == self.places[:, 1:]).all(2)
@@ -69,8 +69,10 @@ class Grid(Population):
 
     def forbidden(self, rows: np.ndarray) -> np.ndarray:
         """What would leave the board."""
-        target = self.places[rows, :1] + self.moves
-        return ((target < 0) | (target >= self.size)).any(2)
+        return self._off_the_board(self.places[rows, :1] + self.moves)
+
+    def _off_the_board(self, places: np.ndarray) -> np.ndarray:
+        return np.asarray(((places < 0) | (places >= self.size)).any(-1))
 
 
 class Camera(Population):
