@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from rlgym.envs.unity import messages
 from rlgym.envs.unity.frames import Actions, BehaviorSpec, Frame, ObservationSpec
 from rlgym.envs.unity.pixels import picture_size
@@ -61,7 +63,7 @@ class Codec:
         """
         try:
             output = self._message.FromString(data).unity_output
-        except Exception as error:  # protobuf's own class is not public in every release
+        except DecodeError as error:
             raise WorldError(f"{self.name} sent what is no message of Unity's protocol") from error
         said = output.rl_output
         lists = said.agentInfos
@@ -71,7 +73,7 @@ class Codec:
             new = tuple(
                 self._introduce(brain, lists[brain.brain_name])
                 for brain in brains
-                if brain.brain_name in lists
+                if lists.get(brain.brain_name)
             )
         batches = {}
         deciding = {}
@@ -90,11 +92,13 @@ class Codec:
         return Frame(batches, new, said.side_channel)
 
     def _introduce(self, brain: Any, agents: bytes) -> BehaviorSpec:
-        infos = messages.fast_message("UnityRLOutputProto.ListAgentInfoProto").FromString(agents)
+        kind = messages.fast_message("UnityRLOutputProto.ListAgentInfoProto")
         try:
-            spec = _behavior_spec(brain, infos.value[0])
+            spec = _behavior_spec(brain, kind.FromString(agents).value[0])
         except WorldError as error:
             raise WorldError(f"{self.name}: {error}") from error
+        except DecodeError as error:
+            raise WorldError(f"{self.name} sent what is no message of Unity's protocol") from error
         self.specs[spec.name] = spec
         self._readers[spec.name] = AgentReader(self.name, spec)
         self._writers[spec.name] = ActionWriter(spec, self.hybrid)

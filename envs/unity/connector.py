@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from google.protobuf.message import DecodeError
+
 from rlgym.envs.unity import messages
 from rlgym.envs.unity.launch import Launch, PlayerProcess
 from rlgym.envs.unity.server import DirectServer
@@ -176,7 +178,11 @@ class Player:
         if self._server is None:
             raise StateError(f"{self.name} is not started: call start() before connect()")
         try:
-            message = messages.message("UnityMessageProto").FromString(self.recv())
+            data = self.recv()
+            try:
+                message = messages.message("UnityMessageProto").FromString(data)
+            except DecodeError as error:
+                raise WorldError(f"{self.name} does not speak Unity's protocol") from error
             hello = message.unity_output.rl_initialization_output
             self.package_version = hello.package_version
             _check_version(self.name, hello.communication_version, hello.package_version)
@@ -337,7 +343,7 @@ def _status(status: int) -> bytes:
 def _status_of(data: bytes) -> int:
     try:
         return messages.fast_message("UnityMessageProto").FromString(data).header.status
-    except Exception:  # protobuf's own class is not public in every release
+    except DecodeError:
         return 0
 
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from rlgym.envs.unity import messages
 from rlgym.envs.unity.frames import Batch, BehaviorSpec, ObservationSpec
@@ -18,6 +19,7 @@ from rlgym.envs.unity.pixels import decode_images
 from rlgym.envs.unity.wire import Message, NotPlain, Record, split
 from rlgym.errors import WorldError
 
+_LIST = "UnityRLOutputProto.ListAgentInfoProto"
 _MAX_RECORDS = 64
 """Layouts that are remembered for one behaviour; a player with more of them is read in general."""
 
@@ -159,7 +161,10 @@ class AgentReader:
         if self.num_records >= _MAX_RECORDS:
             raise NotPlain
         record = Record.of(data)
-        infos = messages.fast_message("UnityRLOutputProto.ListAgentInfoProto").FromString(data)
+        try:
+            infos = messages.fast_message(_LIST).FromString(data)
+        except DecodeError:
+            raise NotPlain from None
         shapes = [tuple(obs.shape) for obs in infos.value[0].observations]
         if shapes != [obs.shape for obs in self.spec.observations]:
             raise NotPlain  # the general way says what is wrong
@@ -188,8 +193,7 @@ class AgentReader:
     # -------------------------------------------------------------- the general way
     def read_messages(self, data: bytes) -> int:
         """Read agents one message at a time."""
-        infos = messages.fast_message("UnityRLOutputProto.ListAgentInfoProto").FromString(data)
-        agents = infos.value
+        agents = self.parse(data, messages.fast_message(_LIST))
         count = len(agents)
         self.allocate(count)
         columns = self.columns
@@ -209,6 +213,20 @@ class AgentReader:
             else:
                 self.read_floats([row[i] for row in rows], data, i)
         return count
+
+    def parse(self, data: bytes, kind: Any) -> Sequence[Any]:
+        """The agents in a list, as messages.
+
+        Raises:
+            WorldError: it is no such list.
+        """
+        try:
+            return kind.FromString(data).value
+        except DecodeError as error:
+            raise WorldError(
+                f"{self.player} sent agents of '{self.spec.name}' that are no message of Unity's "
+                "protocol"
+            ) from error
 
     def read_masks(self, masks: Sequence[bytes]) -> None:
         width = self.spec.mask_size
@@ -250,10 +268,10 @@ class AgentReader:
 
     def unpacked(self, data: bytes, index: int) -> list[bytes]:
         """The floats of one observation where they are not packed, or packed in several parts."""
-        infos = messages.message("UnityRLOutputProto.ListAgentInfoProto").FromString(data)
+        agents = self.parse(data, messages.message(_LIST))
         return [
             np.asarray(agent.observations[index].float_data.data, "<f4").tobytes()
-            for agent in infos.value
+            for agent in agents
         ]
 
     def read_images(self, rows: Sequence[Any], spec: ObservationSpec, target: np.ndarray) -> None:

@@ -226,7 +226,7 @@ class _Connection:
         """
         deadline = time.monotonic() + seconds
         while True:
-            message = self._parse()
+            message = self._parse() if self._input else None
             if message is not None:
                 return message
             left = deadline - time.monotonic()

@@ -462,3 +462,40 @@ def test_wrong_actions_are_refused() -> None:
         with pytest.raises(ContractError, match="outside its branch"):
             codec.encode({NAME: Actions(floats, choices + choice)})
     codec.encode({NAME: Actions(floats, choices)})
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 4))
+def test_damaged_messages_are_refused_or_read_the_same_both_ways(seed: int, count: int) -> None:
+    """No byte that a player can send gets past the table's checks, or ends in a foreign error."""
+    rng = np.random.default_rng(seed)
+    agents = [
+        agent_of({"id": 100 + i, "reward": 1.0, "action_mask": [True, False]}, [vector([1.0, 2.0])])
+        for i in range(6)
+    ]
+    codec, _ = introduced(agents, 0, (2,))
+    codec.decode(message(agents))
+    reader = codec._readers[NAME]
+    lists = messages.message("UnityRLOutputProto.ListAgentInfoProto")
+    data = bytearray(lists(value=agents).SerializeToString())
+    for _ in range(count):
+        place = int(rng.integers(len(data)))
+        kind = rng.integers(3)
+        if kind == 0:
+            data[place] = int(rng.integers(256))
+        elif kind == 1:
+            del data[place]
+        else:
+            data.insert(place, int(rng.integers(256)))
+
+    def read(plain: bool) -> Any:
+        reader.plain = plain
+        try:
+            batch = reader.read(bytes(data))
+        except WorldError as error:
+            return str(error)[:40]
+        columns = (batch.ids, batch.reward, batch.done, batch.interrupted, batch.masks)
+        columns += (batch.group_ids, batch.group_reward, batch.obs[0])
+        return [column.tobytes() for column in columns]
+
+    assert read(True) == read(False)
