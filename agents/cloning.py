@@ -24,6 +24,7 @@ from rlgym.agents.distributions import Bernoulli, Joint, allow
 from rlgym.agents.losses import box_cloning_loss, choice_cloning_loss
 from rlgym.agents.networks import one_hot
 from rlgym.agents.optimizer import FlatAdam
+from rlgym.agents.policy import ActorCritic
 from rlgym.agents.rows import map_rows
 from rlgym.config import CloneConfig
 from rlgym.errors import UserError
@@ -61,6 +62,7 @@ class Cloning:
             raise UserError("the demonstrations hold no whole step: record at least two steps")
         device = policy.device
         self.has_memory = getattr(policy, "memory", None) is not None
+        self.has_towers = isinstance(policy, ActorCritic) and policy.is_plain()
         self.obs = map_rows(lambda x: x.to(device), shown.obs)
         mask = None if shown.mask is None else shown.mask.to(device)
         self.targets = _targets(policy, shown, mask, device)
@@ -76,11 +78,14 @@ class Cloning:
 
     def loss(self, generator: torch.Generator) -> Tensor:
         """The loss on a random batch, (); with autograd where gradients are enabled."""
+        return self._loss(self._draw(generator))
+
+    def _draw(self, generator: torch.Generator) -> Tensor:
+        """Rows of random sequences, (T, n)."""
         count, length = self.sequences.shape
         number = max(1, self.cfg.batch_size // length)
         drawn = torch.randint(count, (number,), generator=generator, device=generator.device)
-        rows = self.sequences[drawn.to(self.sequences.device)].t()  # (T, n)
-        return self._loss(rows)
+        return self.sequences[drawn.to(self.sequences.device)].t()
 
     def _loss(self, rows: Tensor) -> Tensor:
         """The loss on sequences of rows, (T, n)."""
@@ -93,11 +98,13 @@ class Cloning:
         else:
             params = self.policy(inputs)
             params = params[0] if isinstance(params, tuple) else params
-        weights = self.weights[flat]
-        loss = params.new_zeros(())
-        for target in self.targets:
-            loss = loss + target.loss(params, flat, weights)
-        return loss
+        return self._loss_of(params, flat)
+
+    def _loss_of(self, params: Tensor, rows: Tensor) -> Tensor:
+        """The loss of what a policy's network says of some rows, ()."""
+        weights = self.weights[rows]
+        losses = [target.loss(params, rows, weights) for target in self.targets]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def add_gradient(self, generator: torch.Generator, coef: float | None = None) -> Tensor:
         """Add the loss's gradient times `coef` to the optimiser's; returns the loss, ().
@@ -106,12 +113,34 @@ class Cloning:
             generator: draws the batch.
             coef: weight of the loss; None takes the attribute.
         """
+        rows = self._draw(generator)
+        if self.has_towers:
+            return self._written_out(rows[0], self.coef if coef is None else coef)
         with torch.enable_grad():
-            loss = self.loss(generator)
+            loss = self._loss(rows)
             grads = torch.autograd.grad(
                 loss, self.optimizer.parameters, allow_unused=True, materialize_grads=True
             )
         self.optimizer.add(grads, self.coef if coef is None else coef)
+        return loss.detach()
+
+    @torch.no_grad()
+    def _written_out(self, rows: Tensor, coef: float) -> Tensor:
+        """`add_gradient` for two towers on vectors, with autograd for their outputs alone."""
+        towers, grad = self.policy.towers, self.optimizer.grad
+        inputs = self.policy.preparation(map_rows(lambda x: x[rows], self.obs))
+        x = inputs["vector"]
+        if "privileged" in inputs:
+            x = torch.cat((x, inputs["privileged"]), 1)
+        params, values, _ = towers.run(x)
+        params = params.requires_grad_()
+        with torch.enable_grad():
+            loss = self._loss_of(params, rows)
+        (d_params,) = torch.autograd.grad(loss, params)
+        others = grad.clone()
+        grad.zero_()
+        towers.backprop(d_params.mul_(coef), torch.zeros_like(values))
+        grad.add_(others)
         return loss.detach()
 
     def pretrain(self, generator: torch.Generator) -> tuple[float, float]:
