@@ -5,6 +5,7 @@ env = rlgym.make_vec("unity:builds/3DBall.x86_64", num_players=4)
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,10 @@ def make_unity(
         settings = {**settings, "no_graphics": False, "time_scale": 1.0}
     elif render_mode is not None:
         raise WorldError(UNSEEN)
-    known = UnityWorld.__init__.__kwdefaults__ or {}
-    if target != "standin":
-        for name in settings:
-            if name not in known:
-                raise ConfigError(f"unity: takes no argument {name!r}: {suggest(name, known)}")
+    known = _known_settings(target)
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"unity: takes no argument {name!r}: {suggest(name, known)}")
     common: dict[str, Any] = {"timeout": timeout, "max_restarts": max_restarts}
     world = UnityWorld(target, seed=seed, crash_dir=crash_dir, **common, **settings)
     views = world.views(device=device, output=output, seed=seed)
@@ -82,6 +82,17 @@ def make_unity(
         for one in views.values():
             one.close()
         raise
+
+
+def _known_settings(target: str) -> list[str]:
+    """Names of what `UnityWorld` takes; of what the stand-in takes, too, where it is meant."""
+    known = list(UnityWorld.__init__.__kwdefaults__ or {})
+    if target == "standin":
+        from rlgym.envs.unity.standin.__main__ import parser
+
+        flags = re.findall(r"--([a-z][a-z-]+)", parser().format_help())
+        known += [flag.replace("-", "_") for flag in flags]
+    return known
 
 
 def _several(name: str, views: list[str]) -> str:

@@ -15,6 +15,11 @@ NOISE_STEPS = 64
 """Steps for which exploration noise is drawn at once when an evaluation is not deterministic."""
 
 
+IDLE_STEPS = 1000
+"""Steps in which nobody acts in a slot, after which its remaining episodes are left out: a Unity
+agent may have gone for good."""
+
+
 @dataclass(frozen=True)
 class EvalResult:
     """Returns of the evaluation episodes, undiscounted and unscaled."""
@@ -112,6 +117,7 @@ def evaluate(
     missing[: episodes % N] += 1
     found: list[list[tuple[float, int, float]]] = [[] for _ in range(N)]
     cut, step = 0, 0
+    idle = np.zeros(N, np.int64)
     generator = torch.Generator(device).manual_seed(seed)
     noise = None
     obs, info = env.reset(seed=seed)
@@ -138,6 +144,8 @@ def evaluate(
         # where agents act when they like, an episode may end while its slot waits: the world tells
         whole = info["lost"] == 0 if "lost" in info else info["active"]
         counts = (ended & whole).numpy() | endless
+        idle = np.where(info["active"].numpy(), 0, idle + 1)
+        missing[idle >= IDLE_STEPS] = 0
         for row in np.flatnonzero(counts & (missing > 0)):
             success = float(info["is_success"][row]) if "is_success" in info else math.nan
             found[row].append((float(info["episode_return"][row]), int(lengths[row]), success))

@@ -8,6 +8,7 @@ from gymnasium import spaces
 import rlgym
 from rlgym.config import TrainConfig
 from rlgym.errors import ConfigError, ContractError, UserError, WorldError
+from rlgym.training.evaluation import evaluate
 from rlgym.training.logging import read_metrics
 from rlgym.vector.check.conformance import check
 
@@ -191,6 +192,25 @@ def test_agents_that_come_late_need_slots(scene):
         scene("3dball", agents=4, num_agents=3)
 
 
+@pytest.mark.slow
+def test_slots_that_stay_empty_do_not_hold_a_score_up(scene):
+    env = scene("3dball", agents=2, num_agents=3, max_steps=20)
+    result = evaluate(Still(), env, 6)
+    assert result.episodes == 4 and result.cut == 0  # two of each agent; the third never comes
+
+
+class Still:
+    """A policy that does nothing."""
+
+    device = torch.device("cpu")
+
+    def initial_state(self, num_envs):
+        return None
+
+    def act(self, obs, **kwargs):
+        return torch.zeros(len(obs), 2), None, None
+
+
 def test_groups_share_their_rewards(scene):
     env = scene("groups", agents=6)
     assert env.reward_term_names == ("own", "group")
@@ -220,6 +240,7 @@ def test_wrong_settings_are_named(tmp_path):
         ("unity:editor", {"num_players": 2}, "there is one editor"),
         ("unity:standin", {"args": "--level 3"}, "give a list"),
         (f"unity:{build}", {"time_scal": 3}, "did you mean 'time_scale'"),
+        ("unity:standin", {"frame_m": 3}, "did you mean 'frame_ms'"),
         (f"unity:{build}", {}, "no player at"),
     ]
     for world, settings, text in cases:
