@@ -61,6 +61,14 @@ def test_a_device_that_nobody_chose_is_no_reason_to_be_slow():
         rlgym.make_vec("rlgym/Imitate-v0", 2, device="auto", env_kwargs={"engine": "warp"})
 
 
+@no_gpu
+def test_training_without_a_gpu_stops_unless_the_cpu_is_asked_for(tmp_path):
+    settings: dict[str, Any] = {"env": {"engine": "warp"}, "run_dir": tmp_path / "run"}
+    with pytest.raises(DeviceError, match=r"--env.engine mujoco.*--device cpu"):
+        rlgym.train("rlgym/Imitate-v0", console="off", **settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_worlds_that_are_scored_or_alone_are_mujocos():
     """So that a policy from a GPU is scored, filmed and exported where there is none."""
     scored = rlgym.make_vec(
