@@ -157,7 +157,8 @@ class Message:
 
 def _fields(record: Record) -> Mapping[str, Any]:
     """Type and offset of each field of a record."""
-    return record.dtype.fields or {}
+    fields: Any = record.dtype.fields
+    return fields
 
 
 _SEVEN_BITS = 1 << 7 * np.arange(5)
