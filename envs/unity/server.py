@@ -38,8 +38,12 @@ _RESPONSE = b"\x88" + b"\x0f\x10\x10application/grpc"  # :status 200, content-ty
 _TRAILERS = b"\x00\x0bgrpc-status\x010"
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+_HEAD = struct.Struct(">BHBBI")  # of a frame: its size in two parts, kind, flags, stream
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes | bytearray = b"") -> bytes:
+    size = len(payload)
+    return _HEAD.pack(size >> 16, size & 0xFFFF, kind, flags, stream) + payload
 
 
 _GREETING = _frame(
@@ -257,14 +261,16 @@ class _Connection:
                 return None
             del data[: len(_PREFACE)]
             self._greeted = True
-        while len(data) >= 9:
-            size = data[0] << 16 | data[1] << 8 | data[2]
-            if len(data) < 9 + size:
-                return None
-            kind, flags = data[3], data[4]
-            stream = int.from_bytes(data[5:9], "big") & 0x7FFFFFFF
-            payload = bytes(data[9 : 9 + size])
-            del data[: 9 + size]
+        position, end = 0, len(data)
+        message = None
+        while message is None and end - position >= 9:
+            high, low, kind, flags, stream = _HEAD.unpack_from(data, position)
+            stop = position + 9 + (high << 16 | low)
+            if stop > end:
+                break
+            stream &= 0x7FFFFFFF
+            payload = data[position + 9 : stop]
+            position = stop
             if kind == _DATA:
                 self._take_data(flags, stream, payload)
             elif kind == _HEADERS:
@@ -273,10 +279,11 @@ class _Connection:
             else:
                 self._take_control(kind, flags, stream, payload)
             if kind in (_DATA, _HEADERS) and flags & _END_STREAM and stream == self._stream:
-                return self._message()
-        return None
+                message = self._message()
+        del data[:position]
+        return message
 
-    def _take_data(self, flags: int, stream: int, payload: bytes) -> None:
+    def _take_data(self, flags: int, stream: int, payload: bytearray) -> None:
         self._unrenewed += len(payload)
         if self._unrenewed >= _RENEW_AFTER:
             self._send(_frame(_WINDOW_UPDATE, 0, 0, struct.pack(">I", self._unrenewed)))
@@ -286,7 +293,7 @@ class _Connection:
                 payload = payload[1 : len(payload) - payload[0]]
             self._body += payload
 
-    def _take_control(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+    def _take_control(self, kind: int, flags: int, stream: int, payload: bytearray) -> None:
         if kind == _SETTINGS and not flags & _ACK:
             for name, value in struct.iter_unpack(">HI", payload[: len(payload) // 6 * 6]):
                 if name == 4:
