@@ -383,3 +383,10 @@ def test_model_of_another_size_is_named(cartpole, tmp_path):
     (tmp_path / "config.yaml").write_text((cartpole.run_dir / "config.yaml").read_text())
     with pytest.raises(CheckpointError, match="shape"):
         rlgym.load_policy(tmp_path)
+
+
+def test_shares_of_time_are_logged(tmp_path):
+    train("CartPole-v1", tmp_path, backend="process", num_workers=2, total_steps=300)
+    line = scalars(tmp_path, but=())[0]
+    assert 0.0 < line["perf/learner_idle"] < 1.0
+    assert 0.0 < line["perf/worker_idle"] < 1.0
