@@ -373,7 +373,7 @@ def _build_scene(world: str, num_envs: int | None, **arguments: Any) -> VectorEn
         from rlgym.envs.unity.vector_env import make_unity
     except ImportError as error:
         raise MissingExtraError(
-            f"Unity scenes need {error.name}: pip install 'rlgym-lab[unity]'"
+            f"Unity scenes need {error.name}: pip install mlagents-envs==0.28.0"
         ) from error
     return make_unity(world.removeprefix(UNITY), num_envs, **arguments)
 
@@ -417,7 +417,7 @@ def recording(path: str | os.PathLike[str], obs: Layout, actions: Layout) -> Any
         from rlgym.envs.unity.demonstrations import arrays_of
     except ImportError as error:
         raise MissingExtraError(
-            f"Unity's demonstrations need {error.name}: pip install 'rlgym-lab[unity]'"
+            f"Unity's demonstrations need {error.name}: pip install mlagents-envs==0.28.0"
         ) from error
     return arrays_of(files, obs, actions)
 

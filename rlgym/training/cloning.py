@@ -32,30 +32,34 @@ def read_demonstrations(path: str | Path, obs: Layout, actions: Layout) -> Demon
     return from_arrays(path, arrays, obs, actions)
 
 
-def start_cloning(run: Run, new: bool) -> None:
+def start_cloning(run: Run, new: bool) -> str:
     """Give the learner what was demonstrated; a new run's policy learns from it before all else.
 
     Args:
-        run: with its learner and its logger built.
+        run: with its learner built, but nothing written yet: what does not fit leaves no folder.
         new: the run begins; one that is resumed has done so already.
+
+    Returns:
+        What came of it, to be shown; "" where there is nothing to say.
 
     Raises:
         UserError: the demonstrations cannot be read, or do not fit the world.
     """
     cfg = run.config.clone
     if cfg.demonstrations is None or not (new or cfg.coef):
-        return
+        return ""
     shown = read_demonstrations(cfg.demonstrations, run.env.obs_layout, run.env.action_layout)
     learner = run.learner
     optimizer = learner.actor_optimizer if isinstance(learner, SAC) else learner.optimizer
     cloning = Cloning(run.policy, optimizer, shown, cfg)
-    if new:
-        cloning.normalize()
-    if new and cfg.steps:
-        before, after = cloning.pretrain(run.shuffle)
-        run.logger.note(
-            f"cloned {cloning.size:,} demonstrated steps in {cfg.steps:,} gradient steps: "
-            f"loss {before:.3g}, then {after:.3g}"
-        )
     if cfg.coef:
         learner.cloning = cloning
+    if new:
+        cloning.normalize()
+    if not new or not cfg.steps:
+        return ""
+    before, after = cloning.pretrain(run.shuffle)
+    return (
+        f"cloned {cloning.size:,} demonstrated steps in {cfg.steps:,} gradient steps: "
+        f"loss {before:.3g}, then {after:.3g}"
+    )

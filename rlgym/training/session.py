@@ -122,11 +122,13 @@ class Run:
             self._store = None if self.replay is None else ReplayStore(self.replay)
             noise = torch.Generator(self.device).manual_seed(int(seeds[1]) + group.rank)
             self.shuffle = torch.Generator(self.device).manual_seed(int(seeds[2]) + group.rank)
+            cloned = start_cloning(self, new=snapshot is None)
             self.collector: Any = self._make_collector(noise)
             self._threads_before = torch.get_num_threads()
             self.signals = Signals(rescue=self._save_boundary)
             self.logger: Logger | Silent = self._make_logger(console, new=snapshot is None)
-            start_cloning(self, new=snapshot is None)
+            if cloned:
+                self.logger.note(cloned)
             if snapshot is None:
                 self._algorithm.prepare(self)
                 self.collector.start(*self.env.reset(seed=self._world_seeds(config.seed)))

@@ -317,6 +317,15 @@ def test_sac_is_helped_too(tmp_path, shown_way):
     assert run.result.mean >= 0.95
 
 
+def test_demonstrations_that_do_not_fit_leave_no_run_behind(tmp_path, shown_way):
+    clone = {"demonstrations": shown_way, "steps": 10}
+    with pytest.raises(UserError, match=r"'observations' has shape \[8, 8\]"):
+        rlgym.train(
+            "CartPole-v1", run_dir=tmp_path / "run", clone=clone, console="off", preset=None
+        )
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
 class Stop:
     """Ends a run half way."""
 
