@@ -212,6 +212,9 @@ def _runs(machine: str, ours: tuple[str, str]) -> bool:
 
 
 # ------------------------------------------------------------------ the process
+_GUARD = 'read -r _; kill -s KILL -- "-$0"; [ -z "$1" ] || rm -rf -- "$1"'
+
+
 class PlayerProcess:
     """A running player, with the files that it writes its log to.
 
@@ -270,7 +273,7 @@ class PlayerProcess:
                 f"{self.name} does not start: {error.strerror or error}; try to run it by itself"
             ) from error
         self.pid = self._process.pid
-        self._guard = _guard(self.pid)
+        self._guard = _guard(self.pid, self._temporary)
 
     def exit_code(self) -> int | None:
         """Its exit status, negative for a signal; None while it runs."""
@@ -321,8 +324,10 @@ class PlayerProcess:
                 time.sleep(0.1)
 
 
-def _guard(pid: int) -> subprocess.Popen[bytes] | None:
+def _guard(pid: int, temporary: str | None) -> subprocess.Popen[bytes] | None:
     """A process that ends the group of `pid` when this process is gone, however it went.
+
+    Then it removes the folder `temporary`, too.
 
     It reads a pipe that nobody writes to; its end is ours. That works for SIGKILL too, and unlike
     PR_SET_PDEATHSIG it does not depend on the thread that started the player.
@@ -331,7 +336,7 @@ def _guard(pid: int) -> subprocess.Popen[bytes] | None:
         return None
     with contextlib.suppress(OSError):
         return subprocess.Popen(
-            ["/bin/sh", "-c", 'read -r _; kill -s KILL -- "-$0"', str(pid)],
+            ["/bin/sh", "-c", _GUARD, str(pid), temporary or ""],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -187,12 +187,17 @@ print(player.pid, player.port, flush=True)
     ],
 )
 def test_a_script_that_dies_ends_at_once_and_leaves_nothing(
-    end: str, fault: str | None, receive: bool, code: int
+    tmp_path: Path, end: str, fault: str | None, receive: bool, code: int
 ) -> None:
     script = SCRIPT.format(end=end, fault=fault, receive=receive)
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=CHECKOUT
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=CHECKOUT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )
     took = time.monotonic() - began
     assert done.returncode == code, done.stderr
@@ -200,3 +205,4 @@ def test_a_script_that_dies_ends_at_once_and_leaves_nothing(
     pid, port = map(int, done.stdout.split())
     assert soon(lambda: is_gone(pid))
     assert not is_open(port)
+    assert soon(lambda: not list(tmp_path.iterdir()))
