@@ -12,6 +12,7 @@ import rlgym
 from rlgym.cli.main import main
 from rlgym.config import merge, to_dict
 from rlgym.errors import ConfigError, PeerLostError, UserError, WorldError
+from rlgym.training import worlds
 from tests.training.runs import SMALL, scalars
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
@@ -200,6 +201,12 @@ def test_a_file_that_names_a_cluster_is_not_obeyed(tmp_path, capsys):
     assert main(["train", "--config", str(file)]) == 2
     assert "asks to join the Ray cluster" in capsys.readouterr().err
     assert main(["train", "--config", str(file), "--collect.ray", "none", "--print-config"]) == 0
+
+
+def test_processes_of_torchrun_have_no_actors(monkeypatch, tmp_path):
+    monkeypatch.setattr(worlds, "is_grouped", lambda: True)
+    with pytest.raises(UserError, match="without torchrun"):
+        rlgym.train("CartPole-v1", run_dir=tmp_path, collect={"ray": "local"}, console="off")
 
 
 def test_no_cluster_at_an_address_is_said():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import rlgym
-from rlgym.errors import ConfigError, DeviceError
+from rlgym.errors import ConfigError, DeviceError, MissingExtraError
 from rlgym.rollout.collector import CollectStats
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training import distributed
@@ -179,3 +179,10 @@ def test_processes_that_differ_are_refused(monkeypatch):
     monkeypatch.setattr(group, "exchange", lambda ours: [ours, {**ours, "num_envs": 8}])
     with pytest.raises(ConfigError, match="num_envs is 4 in process 0 and 8 in process 1"):
         group.check_alike(4, rlgym.config.PPOConfig())
+
+
+def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "rlgym.rollout.ray", raising=False)
+    with pytest.raises(MissingExtraError, match=r"rlgym-lab\[ray\]"):
+        rlgym.train("CartPole-v1", run_dir=tmp_path, collect={"ray": "local"}, console="off")
