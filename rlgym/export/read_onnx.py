@@ -101,15 +101,13 @@ class _Reader:
         graph = self.model.graph
         for tensor in graph.initializer:
             self.constants[tensor.name] = numpy_helper.to_array(tensor)
-        ports, single = self._inputs(graph)
-        for node in graph.node:
-            for source in node.input:
-                self.uses[source] = self.uses.get(source, 0) + 1
-        for value in graph.output:
-            self.uses[value.name] = self.uses.get(value.name, 0) + 1
-        for node in graph.node:
-            self._node(node)
         output = self._output(graph, wanted)
+        nodes = _needed(graph, output)
+        ports, single = self._inputs(graph)
+        for name in (output, *(source for node in nodes for source in node.input)):
+            self.uses[name] = self.uses.get(name, 0) + 1
+        for node in nodes:
+            self._node(node)
         found = self._graph(ports, self._place(output))
         check_graph(found)
         texts = [(entry.key, entry.value) for entry in self.model.metadata_props]
@@ -244,6 +242,16 @@ class _Reader:
         if node.input[index] not in self.constants:
             raise self._unknown(node)
         return self.constants[node.input[index]]
+
+
+def _needed(graph: Any, output: str) -> list[Any]:
+    """The nodes on which an output depends, in order: a critic beside it is not read."""
+    wanted, found = {output}, []
+    for node in reversed(graph.node):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            found.append(node)
+    return found[::-1]
 
 
 def _attributes(node: Any) -> dict[str, Any]:
