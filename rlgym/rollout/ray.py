@@ -336,6 +336,8 @@ class RayCollector:
         buffer.upload()
         end = perf_counter()
         stats.policy /= len(answers)
+        # actors that go on meanwhile were busy for longer than this took
+        stats.busy = float("nan") if buffer.keep_finals else stats.busy / len(answers)
         stats.transfer = end - sent
         stats.seconds = self._seconds + end - begin
         stats.idle = waited

@@ -40,7 +40,7 @@ MESSAGE = 2048
 """Bytes of a message that travel at once; a longer one takes a second exchange."""
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _numbers = itertools.count()  # a process may train several times, one after another
-_SECONDS = ("seconds", "idle", "policy", "transfer")
+_SECONDS = ("seconds", "idle", "policy", "transfer", "busy")
 
 
 class Group:
