@@ -114,8 +114,8 @@ class DeviceVectorEnv(VectorEnv):
         self._declare(batch.traits, batch.num_envs, 1, batch.device, output, seed, ())
         self.batch = batch
         N, device = batch.num_envs, self.device
-        self._totals = torch.zeros(2, N, device=device)  # return and length of what goes on
-        self._gains = torch.ones(2, N, device=device)  # what a step adds to them
+        self._returns = torch.zeros(N, device=device)  # of the episodes that go on
+        self._lengths = torch.zeros(N, dtype=torch.int64, device=device)
         self._all_active = torch.ones(N, dtype=torch.bool, device=device)
         self._obs: Any = None
         self._result: Any = None
@@ -131,7 +131,8 @@ class DeviceVectorEnv(VectorEnv):
         if options:
             raise ContractError("tensor worlds take no reset options: leave them out")
         self._obs = self.batch.reset(self._seeds(seed))
-        self._totals.zero_()
+        self._returns.zero_()
+        self._lengths.zero_()
         self._started = True
         self.mark()
         return self._after_reset()
@@ -167,20 +168,16 @@ class DeviceVectorEnv(VectorEnv):
 
     def _advance(self, actions: Tree[Tensor]) -> Any:
         result = self.batch.step(actions)
-        totals, gains = self._totals, self._gains
-        gains[0].copy_(result.reward)
-        active = self._all_active
-        if result.active is not None:
-            active = result.active
-            gains[1].copy_(active)
-        totals.add_(gains)
-        ended = totals.clone()
-        totals.mul_(result.going)
+        active = self._all_active if result.active is None else result.active
+        returns = self._returns + result.reward
+        lengths = self._lengths + (1 if result.active is None else active)
+        torch.mul(returns, result.going, out=self._returns)
+        torch.mul(lengths, result.going, out=self._lengths)
         self._obs = result.obs
         info = {
             "final_obs": result.final_obs,
-            "episode_return": ended[0],
-            "episode_length": ended[1].to(torch.int64),
+            "episode_return": returns,
+            "episode_length": lengths,
             "active": active,
             **result.info,
         }
@@ -218,7 +215,7 @@ class DeviceVectorEnv(VectorEnv):
             raise StateError("mark while a step is pending: call recv() for it first")
         state = {f"{STATE}{name}": tensor for name, tensor in self.batch.state().items()}
         self._kept = {name: tensor.clone() for name, tensor in state.items()}
-        self._kept["totals"] = self._totals.clone()
+        self._kept |= {"returns": self._returns.clone(), "lengths": self._lengths.clone()}
 
     def snapshot(
         self, *, at_mark: bool = False, timeout: float | None = None
@@ -229,9 +226,7 @@ class DeviceVectorEnv(VectorEnv):
             raise StateError("snapshot before the first reset: call reset() once")
         if not at_mark:
             self.mark()
-        arrays = {name: tensor.cpu().numpy() for name, tensor in self._kept.items()}
-        returns, lengths = arrays.pop("totals")
-        return {**arrays, "returns": returns, "lengths": lengths.astype(np.int64)}
+        return {name: tensor.cpu().numpy() for name, tensor in self._kept.items()}
 
     def restore(self, snapshot: dict[str, np.ndarray]) -> Any:
         """Go on from a snapshot, bit for bit on the same kind of device; see `VectorEnv`.
@@ -252,13 +247,14 @@ class DeviceVectorEnv(VectorEnv):
         }
         try:
             self._obs = self.batch.load(state)
-            totals = np.stack([snapshot["returns"], lengths]).astype(np.float32)
-            self._totals.copy_(torch.from_numpy(totals))
+            self._returns.copy_(torch.from_numpy(np.array(snapshot["returns"])))
+            self._lengths.copy_(torch.from_numpy(np.array(lengths)))
             exact = True
         except ValueError:
             first = self.seed + 1 + int(lengths.sum())  # not the episodes that the run began with
             self._obs = self.batch.reset([first + slot for slot in range(self.num_envs)])
-            self._totals.zero_()
+            self._returns.zero_()
+            self._lengths.zero_()
             self.health["unreplayed"] += self.num_envs
             exact = False
         self._started = True
