@@ -98,19 +98,14 @@ class WarpEngine:
         if wp.config.log_level == wp.LOG_INFO:
             wp.config.log_level = wp.LOG_WARNING  # it would tell of every module that it loads
         wp.init()
+        plain = robot.friction if friction is None else friction
         self._compiled = compiled = compile_model(
-            robot,
-            actuation,
-            collide,
-            self.terrain,
-            gravity=gravity,
-            friction=robot.friction if friction is None else friction,
+            robot, actuation, collide, self.terrain, gravity=gravity, friction=plain
         )
         self._host = model = compiled.model
         prepare(model)
         check_memory(model, num_worlds, max_contacts, self.device)
         self._collide, self._capturing, self._closed = collide, capture, False
-        plain = robot.friction if friction is None else friction
         self._plain = {"friction": plain, "viscous": 0.0, "coulomb": 0.0}
         self._varied: set[str] = set()
         self._random: dict[str, Tensor] = {}
@@ -168,15 +163,14 @@ class WarpEngine:
 
     def _capture(self) -> None:
         """Run a control step, which compiles its kernels, and capture it; the state is kept."""
-        kept = [tensor.clone() for tensor in (self._qpos, self._qvel, self._control, self._states)]
+        written = (self._qpos, self._qvel, self._control, self._states, self._touching)
+        kept = [tensor.clone() for tensor in written]
         self._graphs: dict[str, Any] = {}
         with self._place(), _telling():
             self._add("step", self._substeps)
             if self._varied and self._parameters.moves_constants:
                 self._add("constants", self._set_constants)
-        for tensor, value in zip(
-            (self._qpos, self._qvel, self._control, self._states), kept, strict=True
-        ):
+        for tensor, value in zip(written, kept, strict=True):
             tensor.copy_(value)
         self._overflow.zero_()
 
