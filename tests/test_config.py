@@ -232,6 +232,17 @@ def test_files_that_are_not_configs(tmp_path):
     assert load_config(tmp_path / "empty.yaml") == TrainConfig()
 
 
+def agents_of(env):
+    """Slots of a scene of the stand-in, which are counted only when it runs."""
+    from rlgym.envs.unity.standin.agents import SceneOptions
+    from rlgym.envs.unity.standin.channels import Channels
+    from rlgym.envs.unity.standin.scenes import build
+
+    rng = np.random.default_rng(0)
+    (population,) = build(env.get("scene", "3dball"), SceneOptions(), Channels(), rng)
+    return population.num_agents
+
+
 @pytest.mark.parametrize("name", presets())
 def test_presets_load(name):
     config = load_preset(name)
@@ -241,7 +252,7 @@ def test_presets_load(name):
     found = preset_for(config.env_id, kind, config.env, config.backend == "device")
     assert found == name, "two presets for one world, its arguments and one algorithm"
     if isinstance(config.algo, PPOConfig):
-        rollout = config.algo.num_steps * config.num_envs
+        rollout = config.algo.num_steps * (config.num_envs or agents_of(config.env))
         assert config.algo.minibatch_size <= rollout, "a minibatch larger than the rollout"
         assert rollout % config.algo.minibatch_size == 0, "minibatches of different sizes"
     else:
