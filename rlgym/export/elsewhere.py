@@ -93,7 +93,7 @@ def read_elsewhere(
         inputs = {key: value + known.shift for key, value in raw.items()}
         raw = {key: value - known.shift for key, value in inputs.items()}
         graph = _shifted(graph, known.shift)
-    golden = _golden(graph, model, data, inputs, raw, name)
+    golden = _golden(graph, model, inputs, raw, name)
     told = {name: getattr(known, name) for name in ("robot", "timing", "safety", "simulation")}
     description = describe(graph, {"terms": known.terms, **told}, {"run": name}, known.licence)
     return graph, golden, description
@@ -327,7 +327,6 @@ def _read_samples(path: str | Path, graph: Graph) -> dict[str, np.ndarray]:
 def _golden(
     graph: Graph,
     model: Model,
-    data: bytes,
     inputs: dict[str, np.ndarray],
     raw: dict[str, np.ndarray],
     name: str,
@@ -337,7 +336,7 @@ def _golden(
     Raises:
         UserError: it does not.
     """
-    found = _original(data, model, raw, name)
+    found = _original(model, raw, name)
     if not np.isfinite(found).all():
         raise UserError(f"{name} answers some observations with numbers that are not finite")
     (action,) = graph.actions
@@ -361,7 +360,7 @@ def _golden(
     return golden
 
 
-def _original(data: bytes, model: Model, raw: dict[str, np.ndarray], name: str) -> np.ndarray:
+def _original(model: Model, raw: dict[str, np.ndarray], name: str) -> np.ndarray:
     """The action's output in onnxruntime, (rows, ...)."""
     try:
         import onnxruntime
@@ -371,7 +370,9 @@ def _original(data: bytes, model: Model, raw: dict[str, np.ndarray], name: str) 
     try:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model.data, options, providers=["CPUExecutionProvider"]
+        )
         wanted = {entry.name for entry in session.get_inputs()}
         rows = len(next(iter(raw.values())))
         step, parts = 1 if model.single else rows, []

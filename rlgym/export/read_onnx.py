@@ -47,6 +47,8 @@ class Model:
     """Name of the output that was taken for the action, in the file."""
     single: bool
     """The file takes one observation at a time."""
+    data: bytes
+    """The file without what its action does not depend on."""
 
 
 def read_onnx(data: bytes, name: str, output: str | None = None) -> tuple[Graph, Model]:
@@ -64,10 +66,16 @@ def read_onnx(data: bytes, name: str, output: str | None = None) -> tuple[Graph,
         UserError: it is no ONNX, holds more than arithmetic, or something that no graph has.
     """
     try:
-        check_onnx(data, name)
-        model = onnx.load_model_from_string(data)
+        model = onnx.load_model_from_string(data)  # taken apart, and nothing more
+        if not model.graph.node:
+            raise UserError(f"{name} is no ONNX file, or one without operations")
+        output = _output(model.graph, name, output)
+        _prune(model, output)
+        pruned = model.SerializeToString()
+        check_onnx(pruned, name)
         onnx.checker.check_model(model)
-        return _Reader(model, name).read(output)
+        reader = _Reader(model, name)
+        return reader.read(output), Model(reader.metadata(), output, reader.single, pruned)
     except BundleError as error:
         raise UserError(str(error)) from None
     except UserError:
@@ -83,6 +91,7 @@ class _Reader:
 
     model: Any
     name: str
+    single: bool = False
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     """Name in the file -> name in the graph."""
@@ -97,26 +106,27 @@ class _Reader:
     layers: dict[str, str] = field(default_factory=dict)
     """Name in the file of what a dense layer gives -> name in the graph."""
 
-    def read(self, wanted: str | None) -> tuple[Graph, Model]:
+    def read(self, output: str) -> Graph:
         graph = self.model.graph
         for tensor in graph.initializer:
             self.constants[tensor.name] = numpy_helper.to_array(tensor)
-        output = self._output(graph, wanted)
-        nodes = _needed(graph, output)
-        ports, single = self._inputs(graph)
-        for name in (output, *(source for node in nodes for source in node.input)):
+        ports = self._inputs(graph)
+        for name in (output, *(source for node in graph.node for source in node.input)):
             self.uses[name] = self.uses.get(name, 0) + 1
-        for node in nodes:
+        for node in graph.node:
             self._node(node)
         found = self._graph(ports, self._place(output))
         check_graph(found)
+        return found
+
+    def metadata(self) -> dict[str, str]:
+        """The file's keys."""
         texts = [(entry.key, entry.value) for entry in self.model.metadata_props]
         # what is no UTF-8 comes as bytes
-        metadata = {k: v for k, v in texts if isinstance(k, str) and isinstance(v, str)}
-        return found, Model(metadata, output, single)
+        return {k: v for k, v in texts if isinstance(k, str) and isinstance(v, str)}
 
-    def _inputs(self, graph: Any) -> tuple[tuple[Port, ...], bool]:
-        ports, single = [], False
+    def _inputs(self, graph: Any) -> tuple[Port, ...]:
+        ports = []
         for value in graph.input:
             if value.name in self.constants:
                 continue
@@ -129,10 +139,10 @@ class _Reader:
                     "float32 vectors, (batch, n), can be read; export a policy without images, "
                     "memory or a motion inside"
                 )
-            single = single or sizes[0] == 1
+            self.single = self.single or sizes[0] == 1
             ports.append(Port(value.name, (sizes[1],), "float32"))
             self.places[value.name], self.widths[value.name] = value.name, sizes[1]
-        return tuple(ports), single
+        return tuple(ports)
 
     def _node(self, node: Any) -> None:
         if all(not source or source in self.constants for source in node.input):
@@ -162,18 +172,6 @@ class _Reader:
         return UserError(
             f"{self.name} uses {node.op_type} ('{node.output[0]}') in a way that rlgym does not "
             f"read: it knows dense layers, arithmetic with constants, and {', '.join(_KNOWN)}"
-        )
-
-    def _output(self, graph: Any, wanted: str | None) -> str:
-        names = [value.name for value in graph.output]
-        if wanted is None and len(names) == 1:
-            return names[0]
-        for name in (wanted,) if wanted is not None else ACTIONS:
-            if name in names:
-                return name
-        raise UserError(
-            f"{self.name} gives {', '.join(names)}: name the action's output in the manifest, as "
-            '{"action": [{"output": "NAME"}]}'
         )
 
     def _graph(self, ports: tuple[Port, ...], place: str) -> Graph:
@@ -244,14 +242,45 @@ class _Reader:
         return self.constants[node.input[index]]
 
 
-def _needed(graph: Any, output: str) -> list[Any]:
-    """The nodes on which an output depends, in order: a critic beside it is not read."""
-    wanted, found = {output}, []
+def _output(graph: Any, file: str, wanted: str | None) -> str:
+    """Name of the action among a model's outputs."""
+    names = [value.name for value in graph.output]
+    if wanted is None and len(names) == 1:
+        return names[0]
+    for name in (wanted,) if wanted is not None else ACTIONS:
+        if name in names:
+            return name
+    raise UserError(
+        f"{file} gives {', '.join(map(str, names)) or 'nothing'}: name the action's output in the "
+        'manifest, as {"action": [{"output": "NAME"}]}'
+    )
+
+
+def _prune(model: Any, output: str) -> None:
+    """Leave out of a model what an output does not depend on, such as a critic beside it."""
+    graph = model.graph
+    wanted, nodes = {output}, []
     for node in reversed(graph.node):
         if wanted & set(node.output):
             wanted |= set(node.input)
-            found.append(node)
-    return found[::-1]
+            nodes.append(node)
+    kept = {
+        "node": nodes[::-1],
+        "initializer": [entry for entry in graph.initializer if entry.name in wanted],
+        "input": [entry for entry in graph.input if entry.name in wanted],
+        "output": [entry for entry in graph.output if entry.name == output],
+        "value_info": [],
+    }
+    for name, entries in kept.items():
+        own = list(map(_copy, entries))
+        del getattr(graph, name)[:]
+        getattr(graph, name).extend(own)
+
+
+def _copy(entry: Any) -> Any:
+    own = type(entry)()
+    own.CopyFrom(entry)
+    return own
 
 
 def _attributes(node: Any) -> dict[str, Any]:

@@ -28,8 +28,8 @@ def refused(data: bytes, folder: Path, given: Any = None, samples: Any = None) -
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "no ONNX": (lambda: b"hello", "no policy that may be loaded"),
-    "nothing": (lambda: b"", "no policy that may be loaded"),
+    "no ONNX": (lambda: b"hello", "cannot be read as a policy"),
+    "nothing": (lambda: b"", "is no ONNX file"),
     "softplus": (lambda: model([("Softplus", ("obs",), ("out",), {})], {}), "uses Softplus ('out'"),
     "a loop": (
         lambda: model([("Loop", ("n", "", "obs"), ("out",), {})], {"n": np.int64(3)}),
