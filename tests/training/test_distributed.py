@@ -61,6 +61,7 @@ def test_learning_together_equals_learning_alone_from_all_rows():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_processes_end_with_one_policy_and_one_run(tmp_path, algo):
     folder = tmp_path / "run"
@@ -85,6 +86,7 @@ def test_processes_end_with_one_policy_and_one_run(tmp_path, algo):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_killed_process_stops_the_others_with_one_error_and_leaves_the_checkpoint(tmp_path):
     folder = tmp_path / "run"
     ended = finish(start("tests.training.group_run", folder, "ppo", "--die-at", 1300))
@@ -101,6 +103,7 @@ def test_killed_process_stops_the_others_with_one_error_and_leaves_the_checkpoin
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_end_that_one_process_asks_for_ends_all(tmp_path):
     ended = finish(start("tests.training.group_run", tmp_path / "run", "sac", "--stop-at", 1000))
     told = [json.loads(out.splitlines()[-1]) for _, out, _ in ended]
@@ -109,6 +112,7 @@ def test_end_that_one_process_asks_for_ends_all(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_torchrun_trains_from_the_command_line(tmp_path):
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rlgym"]
     train = ["train", "CartPole-v1", "--run-dir", str(tmp_path / "run"), "--total-steps", "5000"]
