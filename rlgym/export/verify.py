@@ -198,7 +198,8 @@ def _check_optional(case: Case, artefact: dict[str, Any]) -> Check:
 def _run_openvino(graph: Graph, inputs: Arrays, files: list[bytes]) -> Arrays:
     from rlgym.export.openvino import OpenVINO
 
-    return OpenVINO(*files, graph).run(inputs)  # .xml, .bin
+    network, weights = files
+    return OpenVINO(network, weights, graph).run(inputs)
 
 
 def _run_executorch(graph: Graph, inputs: Arrays, files: list[bytes]) -> Arrays:
