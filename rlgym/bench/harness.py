@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3", "pybullet", "mujoco")
+PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3", "pybullet", "mujoco", "mujoco-warp")
 """Packages whose versions are part of every result, when they are installed."""
 ROOT = Path(__file__).resolve().parents[2]
 """Folder that contains the package `rlgym`."""
