@@ -362,7 +362,7 @@ class RayCollector:
             asked[index] = actor.prepare.remote(*order)
         for index, ref in asked.items():
             try:
-                first = ray.get(ref, timeout=worlds.patience)
+                first: Any = ray.get(ref, timeout=worlds.patience)
             except LOST as error:
                 worlds.replace(index, error)
                 self._prepare([index])
