@@ -1,12 +1,14 @@
 """Scenes of the stand-in player as vector envs: real processes, the real protocol."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
 import rlgym
-from rlgym.config import TrainConfig
+from rlgym.config import TrainConfig, default_config, from_dict
 from rlgym.errors import ConfigError, ContractError, UserError, WorldError
 from rlgym.training.evaluation import evaluate
 from rlgym.training.logging import read_metrics
@@ -248,6 +250,34 @@ def test_wrong_settings_are_named(tmp_path):
             rlgym.make_vec(world, **settings)
     with pytest.raises(WorldError, match="use make_vec"):
         rlgym.make("unity:standin")
+
+
+def test_settings_leave_the_number_of_slots_to_the_scene():
+    for algo in ("ppo", "sac"):
+        assert default_config("unity:standin", algo).num_envs == 0
+        assert from_dict({"env_id": "unity:standin", "algo": {"name": algo}}).num_envs == 0
+    assert from_dict({"env_id": "unity:standin", "num_envs": 24}).num_envs == 24
+    with pytest.raises(ConfigError, match="num_envs must be at least 1"):
+        from_dict({"env_id": "CartPole-v1", "num_envs": 0})
+
+
+@pytest.mark.slow
+def test_doctor_and_play_look_at_scenes(tmp_path):
+    from rlgym.cli.doctor import answer
+    from rlgym.cli.view import settings_of, watch
+
+    file = tmp_path / "answer.json"
+    asked = {"world": "unity:standin", "kwargs": {"agents": 2, "scene": "staggered"}, "seed": 0}
+    answer(json.dumps({**asked, "steps": 20, "seconds": 5.0, "answer": str(file)}))
+    report = json.loads(file.read_text())["report"]
+    assert report["agents"] == 2 and report["decisions"] == "when an agent likes"
+    config = settings_of("unity:standin", "random", {"agents": 2, "max_steps": 5}, False)
+    frames = watch("unity:standin", config, "random", "best", "human", 0)
+    returned = [frame.returned for frame, _ in zip(frames, range(8), strict=False)]
+    frames.close()
+    assert returned[5] == pytest.approx(0.5)
+    with pytest.raises(WorldError, match="rlgym play shows it"):
+        rlgym.make_vec("unity:standin", render_mode="rgb_array")
 
 
 def test_a_file_may_not_start_a_program():
