@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import mujoco_warp as untyped_mjw
+import mujoco_warp as untyped_mjw  # pyright: ignore[reportMissingImports]
 import torch
 import warp as untyped_wp
 from torch import Tensor

@@ -17,7 +17,7 @@ from rlgym.export.pt2 import to_program
 
 try:
     logging.getLogger("coremltools").setLevel(logging.ERROR)  # it misses Apple's own libraries
-    import coremltools
+    import coremltools  # pyright: ignore[reportMissingImports]
 except ImportError:
     raise MissingExtraError('Core ML needs coremltools: pip install "rlgym-lab[coreml]"') from None
 

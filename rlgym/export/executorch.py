@@ -16,6 +16,7 @@ from rlgym.deploy.graph import Graph
 from rlgym.errors import MissingExtraError
 from rlgym.export.pt2 import tensors_of, to_program
 
+# pyright: reportMissingImports=false
 try:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower

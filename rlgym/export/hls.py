@@ -28,7 +28,7 @@ from rlgym.errors import MissingExtraError, UserError
 
 try:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        import hls4ml
+        import hls4ml  # pyright: ignore[reportMissingImports]
 except ImportError:
     raise MissingExtraError('hls4ml is missing: pip install "rlgym-lab[fpga]"') from None
 
@@ -62,10 +62,11 @@ class HLS:
         self.head, self.layers, self.tail = _split(graph)
         self.entry, self.exit = self.layers[0].inputs[0], self.layers[-1].output
         network = _network(self.layers)
+        width = next(op.weight.shape[1] for op in self.layers if isinstance(op, g.Dense))
         with _quiet():
             settings = hls4ml.utils.config_from_pytorch_model(
                 network,
-                (int(network[0].in_features),),
+                (width,),
                 granularity="name",
                 backend="Vitis",
                 default_precision=PRECISION,

@@ -178,7 +178,9 @@ def test_the_buffer_of_a_sac_run_shows_the_same(squash):
     shown = demonstrations(space)
     rows = torch.arange(len(shown.flags))[None]
     wanted = Cloning(made.policy, optimizer, shown, CloneConfig())._loss(rows)
-    shown.actions = (shown.actions - torch.tensor([1.0, 3.0])) / torch.tensor([2.0, 1.0])
+    shown.actions = (torch.as_tensor(shown.actions) - torch.tensor([1.0, 3.0])) / torch.tensor(
+        [2.0, 1.0]
+    )
     shown.stored = True
     found = Cloning(made.policy, optimizer, shown, CloneConfig())._loss(rows)
     torch.testing.assert_close(found, wanted)

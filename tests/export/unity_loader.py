@@ -69,7 +69,8 @@ class Model:
             name: np.zeros([batch if size is None else size for size in shape], np.float32)
             for name, shape in self.inputs.items()
         }
-        return dict(zip(self.outputs, self.session.run(self.outputs, fed), strict=True))
+        found: Any = self.session.run(self.outputs, fed)
+        return dict(zip(self.outputs, found, strict=True))
 
     def has(self, name: str) -> bool:
         """The C# code looks for names that *contain* this one."""
