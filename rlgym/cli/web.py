@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def run(argv: list[str]) -> int:
     print(f"{folder}: {size / 1e6:.1f} MB, for any static host", flush=True)
     if wanted.write_only:
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # kill ends it as Ctrl-C does
     with make_server(folder, wanted.port) as server:
         print(f"open http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

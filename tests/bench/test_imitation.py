@@ -52,10 +52,8 @@ class StandIn:
 
     class env:  # noqa: N801
         class unwrapped:  # noqa: N801
-            class task:  # noqa: N801
-                class spec:  # noqa: N801
-                    class actuation:  # noqa: N801
-                        control_dt = 0.03
+            class traits:  # noqa: N801
+                render_fps = 1 / 0.03
 
     class state:  # noqa: N801
         env_steps = 4096
