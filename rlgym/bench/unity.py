@@ -213,7 +213,8 @@ def _player_file(folder: Path) -> Iterator[str]:
     """The stand-in as one executable file, which is what Unity's client takes."""
     file = folder / "Player"
     file.write_text(
-        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        f"#!{sys.executable}\nimport os, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "sys.stdout = open(os.devnull, 'w')\n"  # ours is the result's alone
         "from rlgym.envs.unity.standin.__main__ import main\nsys.exit(main())\n"
     )
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
