@@ -6,6 +6,7 @@ cycle that comes whole periods late skips what it missed.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable
@@ -163,12 +164,15 @@ class Loop:
         """
         self.guards.check()
         steps = None if seconds is None else self._ramp + max(1, round(seconds / self._dt))
+        gc.collect()
+        gc.freeze()  # else Python looks through all that is loaded now and then, for a cycle or two
         try:
             self.report.ended = self._cycles(steps, watch)
         except KeyboardInterrupt:
             self.report.ended = "stopped by hand"
         finally:
             self._tell("damp")
+            gc.unfreeze()
         self.report.fault, self.report.clipped = self.guards.fault, dict(self.guards.clipped)
         return self.report
 
