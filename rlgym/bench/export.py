@@ -357,4 +357,4 @@ def _cycles_to_trip(path: str, kind: str) -> tuple[str, float]:
     if report.fault is None:
         return "", float("nan")
     stalled = 1.0 if kind == "overrun" else 0.0  # which is how long that fault takes
-    return report.fault.kind, (report.fault.time - broken - stalled) / dt
+    return report.fault.kind, round((report.fault.time - broken - stalled) / dt, 6)
