@@ -2,73 +2,21 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
 import rlgym
 from rlgym.envs.unity.codec import Codec
-from rlgym.envs.unity.connector import Player, PlayerFrozen, PlayerLost
-from rlgym.envs.unity.frames import Actions, Frame
-from rlgym.envs.unity.launch import find_player
+from rlgym.envs.unity.connector import PlayerFrozen, PlayerLost
+from tests.envs.unity.players import connected, is_gone, is_open, soon, standin, zeros
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 CHECKOUT = Path(rlgym.__file__).resolve().parent.parent
-
-
-def standin(timeout: float = 20.0, seed: int = 0, **options: Any) -> Player:
-    return Player(find_player("standin", **options), timeout=timeout, seed=seed)
-
-
-def connected(**options: Any) -> tuple[Player, Codec, Frame]:
-    """A player after its first message of agents."""
-    player = standin(**options)
-    player.start()
-    player.connect()
-    codec = Codec(player.name)
-    player.send(codec.encode_reset())
-    return player, codec, codec.decode(player.recv())
-
-
-def zeros(codec: Codec, frame: Frame) -> bytes:
-    return codec.encode(
-        {
-            name: Actions(
-                np.zeros((batch.num_deciding, codec.specs[name].continuous)),
-                np.zeros((batch.num_deciding, len(codec.specs[name].branches)), int),
-            )
-            for name, batch in frame.batches.items()
-        }
-    )
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def soon(condition: Any, seconds: float = 10.0) -> bool:
-    """Whether it comes true within that time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 # ----- Players that fail -------------------------------------------------------------------------

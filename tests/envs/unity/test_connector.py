@@ -15,60 +15,12 @@ import pytest
 import rlgym
 from rlgym.envs.unity.codec import Codec
 from rlgym.envs.unity.connector import Player, PlayerFrozen, PlayerLost
-from rlgym.envs.unity.frames import Actions, Frame
 from rlgym.envs.unity.launch import EDITOR_PORT, Launch, find_player
 from rlgym.errors import StateError, WorldError
+from tests.envs.unity.players import connected, is_gone, is_open, standin, zeros
 
 posix = pytest.mark.skipif(os.name != "posix", reason="scripts and groups are POSIX's")
 CHECKOUT = Path(rlgym.__file__).resolve().parent.parent
-
-
-def standin(timeout: float = 20.0, seed: int = 0, **options: Any) -> Player:
-    return Player(find_player("standin", **options), timeout=timeout, seed=seed)
-
-
-def connected(transport: Any = "direct", **options: Any) -> tuple[Player, Codec, Frame]:
-    """A player after its first message of agents."""
-    player = Player(find_player("standin", **options), timeout=20.0, transport=transport)
-    player.start()
-    player.connect()
-    codec = Codec(player.name)
-    player.send(codec.encode_reset())
-    return player, codec, codec.decode(player.recv())
-
-
-def zeros(codec: Codec, frame: Frame) -> bytes:
-    return codec.encode(
-        {
-            name: Actions(
-                np.zeros((batch.num_deciding, codec.specs[name].continuous)),
-                np.zeros((batch.num_deciding, len(codec.specs[name].branches)), int),
-            )
-            for name, batch in frame.batches.items()
-        }
-    )
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def soon(condition: Any, seconds: float = 10.0) -> bool:
-    """Whether it comes true within that time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 # ----- A session ---------------------------------------------------------------------------------
