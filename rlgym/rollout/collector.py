@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -87,7 +88,97 @@ class CollectStats:
             self.term_sums[name] = (before + total, steps + count)
 
 
-class HostCollector:
+class Collector(ABC):
+    """What the collectors of one process share: where they begin, and how they resume.
+
+    Args:
+        env: vector env.
+        policy: chooses actions, on the buffer's device.
+        buffer: filled by `collect`.
+        generator: source of the policy's noise; nothing else may draw from it.
+        last_start: the buffer's `last_start`, where this collector writes it.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        policy: Policy,
+        buffer: RolloutBuffer,
+        generator: torch.Generator,
+        last_start: Tensor,
+    ) -> None:
+        self.env = env
+        self.policy = policy
+        self.buffer = buffer
+        self.generator = generator
+        fresh = policy.initial_state(env.num_envs)
+        self._state: Any = None if fresh is None else map_tree(torch.clone, fresh)
+        self._last_start = last_start
+        self._marked: dict[str, Tensor] = {}
+        self._stats = CollectStats()
+
+    def start(self, obs: Tree[Tensor], info: dict[str, Any]) -> None:
+        """Take what `env.reset` or `env.restore` returned as the next observation."""
+        buffer = self.buffer
+        copy_tree(buffer.last_obs, obs)
+        if buffer.all_masks is not None:
+            buffer.all_masks[-1].copy_(info["action_mask"])
+        self._last_start.fill_(True)
+        if self._state is not None:
+            copy_tree(self._state, self.policy.initial_state(self.env.num_envs))
+        self.mark()
+
+    def collect(self) -> CollectStats:
+        """Fill the buffer with `num_steps` steps of every slot.
+
+        An exception (a signal, a world) leaves the buffer half filled; `state` still describes the
+        last `mark`.
+        """
+        self.begin()
+        return self.finish()
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Do what of `collect` needs no waiting; what the caller then does is done beside it."""
+
+    @abstractmethod
+    def finish(self) -> CollectStats:
+        """Do the rest of `collect`."""
+
+    def mark(self) -> None:
+        """Remember this moment, between two rollouts, as what `state` describes."""
+        self.env.mark()
+        self._marked = {
+            "generator": self.generator.get_state().clone(),
+            "episode_start": self._last_start.clone(),
+        }
+        if self._state is not None:
+            for key, tensor in tree_items(self._state):
+                self._marked[f"recurrent:{key}"] = tensor.clone()
+
+    def state(self) -> dict[str, Tensor]:
+        """The noise generator, recurrent state and episode starts at the last mark."""
+        return self._marked
+
+    def load_state(self, state: dict[str, Tensor], replayed: Tensor | None = None) -> None:
+        """Go on from `state`, after `start` was given the restored observations.
+
+        Args:
+            state: what `state` returned.
+            replayed: (num_envs,) bool: slots that stand where they stood; the others keep the start
+                of a new episode.
+        """
+        set_generator(self.generator, state["generator"])
+        starts = self._last_start
+        saved = state["episode_start"].to(starts.device)
+        starts.copy_(saved if replayed is None else saved | ~replayed.to(starts.device))
+        if self._state is not None:
+            for key, tensor in tree_items(self._state):
+                tensor.copy_(state[f"recurrent:{key}"])
+        self.mark()
+
+
+class HostCollector(Collector):
     """Steps host worlds with a policy and stores what happens, time-major.
 
     With two groups, one simulates while the actions of the other are computed. The noise of a whole
@@ -115,18 +206,13 @@ class HostCollector:
         if transfer is None and buffer.device.type != "cpu":
             transfer = Transfer(buffer.device, env.num_groups)
         self.transfer = transfer
-        self.env = env
-        self.policy = policy
-        self.buffer = buffer
-        self.generator = generator
-        fresh = policy.initial_state(env.num_envs)
-        self._state: Any = None if fresh is None else map_tree(torch.clone, fresh)
-        self._marked: dict[str, Tensor] = {}
+        last_start = torch.from_numpy(buffer.host["episode_start"][-1])
+        super().__init__(env, policy, buffer, generator, last_start)
         T = buffer.num_steps
         self._groups = [env.group_slice(g) for g in range(env.num_groups)]
         # Views of every row, made once: indexing a tensor costs as much as copying a small one.
-        self._obs = [_rows(buffer.all_obs, rows, T + 1) for rows in self._groups]
-        self._actions = [_rows(buffer.actions, rows, T) for rows in self._groups]
+        self._obs = [step_rows(buffer.all_obs, T + 1, rows) for rows in self._groups]
+        self._actions = [step_rows(buffer.actions, T, rows) for rows in self._groups]
         self._masks = [
             None if buffer.all_masks is None else buffer.all_masks[:, rows].unbind(0)
             for rows in self._groups
@@ -138,28 +224,6 @@ class HostCollector:
             name: np.zeros((T, env.num_envs), np.float32) for name in env.reward_term_names
         }
         self._cuts: list[tuple[Finals, Any]] = []
-        self._stats = CollectStats()
-
-    def start(self, obs: Tree[Tensor], info: dict[str, Any]) -> None:
-        """Take what `env.reset` or `env.restore` returned as the next observation."""
-        buffer = self.buffer
-        map_tree(lambda target, source: target.copy_(source), buffer.last_obs, obs)
-        if buffer.all_masks is not None:
-            buffer.all_masks[-1].copy_(info["action_mask"])
-        buffer.host["episode_start"][-1] = True
-        if self._state is not None:
-            fresh = self.policy.initial_state(self.env.num_envs)
-            map_tree(lambda target, zero: target.copy_(zero), self._state, fresh)
-        self.mark()
-
-    def collect(self) -> CollectStats:
-        """Fill the buffer with `num_steps` steps of every slot.
-
-        An exception (a signal, a world) leaves the buffer half filled; `state` still describes the
-        last `mark`.
-        """
-        self.begin()
-        return self.finish()
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -193,7 +257,7 @@ class HostCollector:
         if self.transfer is not None:
             self.transfer.wait()
         if self._state is not None:
-            map_tree(lambda target, now: target.copy_(now), buffer.last_state, self._state)
+            copy_tree(buffer.last_state, self._state)
         self._bootstrap()
         sent = perf_counter()
         buffer.upload()
@@ -209,41 +273,6 @@ class HostCollector:
         stats.term_sums = {name: _sum(values) for name, values in self._terms.items()}
         return stats
 
-    # ------------------------------------------------------------------ resume
-    def mark(self) -> None:
-        """Remember this moment, between two rollouts, as what `state` describes."""
-        self.env.mark()
-        marked = {
-            "generator": self.generator.get_state().clone(),
-            "episode_start": torch.from_numpy(self.buffer.host["episode_start"][-1].copy()),
-        }
-        if self._state is not None:
-            for key, tensor in tree_items(self._state):
-                marked[f"recurrent:{key}"] = tensor.clone()
-        self._marked = marked
-
-    def state(self) -> dict[str, Tensor]:
-        """The noise generator, recurrent state and episode starts at the last mark."""
-        return self._marked
-
-    def load_state(self, state: dict[str, Tensor], replayed: Tensor | None = None) -> None:
-        """Go on from `state`, after `start` was given the restored observations.
-
-        Args:
-            state: what `state` returned.
-            replayed: (num_envs,) bool: slots that stand where they stood; the others keep the start
-                of a new episode.
-        """
-        set_generator(self.generator, state["generator"])
-        starts = self.buffer.host["episode_start"][-1]
-        saved = state["episode_start"].numpy(force=True)
-        same = np.ones_like(saved) if replayed is None else replayed.numpy(force=True)
-        starts[:] = np.where(same, saved, True)
-        if self._state is not None:
-            for key, tensor in tree_items(self._state):
-                tensor.copy_(state[f"recurrent:{key}"])
-        self.mark()
-
     # ------------------------------------------------------------------ one step of one group
     def _carry_over(self) -> None:
         """Begin where the last rollout ended."""
@@ -255,7 +284,7 @@ class HostCollector:
         if not buffer.keep_finals:
             buffer.bootstrap.zero_()
         if self._state is not None:
-            map_tree(lambda target, now: target.copy_(now), buffer.initial_state, self._state)
+            copy_tree(buffer.initial_state, self._state)
         self._cuts.clear()
         buffer.finals.clear()
 
@@ -278,12 +307,7 @@ class HostCollector:
                 mask=mask,
             )
             map_tree(lambda tensor, new: tensor[rows].copy_(new), self._state, after)
-        store = self._actions[g][t]
-        if isinstance(store, dict):
-            for key, row in store.items():
-                row.copy_(raw[key])
-        else:
-            store.copy_(raw)
+        copy_tree(self._actions[g][t], raw)
         if self.transfer is not None:
             self.transfer.end()
             actions = self.transfer.fetch(g, actions)
@@ -301,11 +325,8 @@ class HostCollector:
         target = self._obs[g][t + 1]
         if self.transfer is not None:
             self.transfer.bring(g, "obs", target, obs)
-        elif isinstance(target, dict):
-            for key, row in target.items():
-                row.copy_(obs[key])
         else:
-            target.copy_(obs)
+            copy_tree(target, obs)
         masks = self._masks[g]
         if masks is not None and self.transfer is not None:
             self.transfer.bring(g, "mask", masks[t + 1], info["action_mask"])
@@ -384,12 +405,21 @@ def set_generator(generator: torch.Generator, state: Tensor) -> None:
         generator.manual_seed(generator.initial_seed() + 1)
 
 
-def _rows(tree: Tree[Tensor], rows: slice, count: int) -> list[Tree[Tensor]]:
-    """Views of each step's rows."""
+def step_rows(tree: Tree[Tensor], count: int, columns: slice | None = None) -> list[Tree[Tensor]]:
+    """Views of each of `count` steps' rows, of all slots or of a group's columns."""
     if not isinstance(tree, dict):
-        return list(tree[:, rows].unbind(0))
-    parts = {key: tensor[:, rows].unbind(0) for key, tensor in tree.items()}
+        return list((tree if columns is None else tree[:, columns]).unbind(0))
+    parts = {key: step_rows(tensor, count, columns) for key, tensor in tree.items()}
     return [{key: part[t] for key, part in parts.items()} for t in range(count)]
+
+
+def copy_tree(target: Any, source: Any) -> None:
+    """Copy into tensors that stay in place."""
+    if isinstance(target, dict):
+        for key, tensor in target.items():
+            tensor.copy_(source[key])
+    else:
+        target.copy_(source)
 
 
 def _noise_rows(noise: Any, rows: slice, num_steps: int) -> Sequence[Tensor]:

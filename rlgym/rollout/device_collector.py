@@ -12,11 +12,11 @@ from torch import Tensor
 from rlgym.device import GraphedFn, Mode
 from rlgym.errors import WorldError
 from rlgym.rollout.buffer import Finals, RolloutBuffer
-from rlgym.rollout.collector import CollectStats, Policy, set_generator
+from rlgym.rollout.collector import Collector, CollectStats, Policy, copy_tree, step_rows
 from rlgym.spaces import Tree, map_tree, tree_items
 
 
-class DeviceCollector:
+class DeviceCollector(Collector):
     """Steps device worlds with a policy and stores what happens, time-major, on their device.
 
     Policy, step and store of all `num_steps` steps are one function of static shapes: where the
@@ -44,23 +44,17 @@ class DeviceCollector:
         guard: bool = True,
         mode: Mode = "auto",
     ) -> None:
-        self.env = env
-        self.policy = policy
-        self.buffer = buffer
-        self.generator = generator
+        super().__init__(env, policy, buffer, generator, buffer.last_start)
         self.guard = guard
         self.mode: Mode = mode
         batch = env.unwrapped.batch
         self.obstacle: str = batch.obstacle
         self._gap = min(batch.truncation_gap, buffer.num_steps)
-        fresh = policy.initial_state(env.num_envs)
-        self._state: Any = None if fresh is None else map_tree(torch.clone, fresh)
-        self._marked: dict[str, Tensor] = {}
         self._rollouts: dict[Any, GraphedFn] = {}
         T, N, device = buffer.num_steps, env.num_envs, buffer.device
         # Views of every row, made once: indexing a tensor costs as much as copying a small one.
-        self._obs = _rows(buffer.all_obs, T + 1)
-        self._actions = _rows(buffer.actions, T)
+        self._obs = step_rows(buffer.all_obs, T + 1)
+        self._actions = step_rows(buffer.actions, T)
         self._masks = None if buffer.all_masks is None else buffer.all_masks.unbind(0)
         self._starts = buffer.all_starts.unbind(0)
         self._episodes = torch.zeros(2, T, N, device=device)
@@ -73,25 +67,9 @@ class DeviceCollector:
         if buffer.keep_finals:
             self._finals = map_tree(torch.zeros_like, buffer.obs)
         self._kept: Any = map_tree(torch.zeros_like, buffer.last_obs)
-        self._kept_state: Any = None if fresh is None else map_tree(torch.clone, fresh)
-        self._stats = CollectStats()
-
-    def start(self, obs: Tree[Tensor], info: dict[str, Any]) -> None:
-        """Take what `env.reset` or `env.restore` returned as the next observation."""
-        buffer = self.buffer
-        map_tree(lambda target, source: target.copy_(source), buffer.last_obs, obs)
-        if self._masks is not None:
-            self._masks[-1].copy_(info["action_mask"])
-        buffer.last_start.fill_(True)
+        self._kept_state: Any = None
         if self._state is not None:
-            fresh = self.policy.initial_state(self.env.num_envs)
-            map_tree(lambda target, zero: target.copy_(zero), self._state, fresh)
-        self.mark()
-
-    def collect(self) -> CollectStats:
-        """Fill the buffer with `num_steps` steps of every slot."""
-        self.begin()
-        return self.finish()
+            self._kept_state = map_tree(torch.clone, self._state)
 
     @torch.inference_mode()
     def begin(self) -> None:
@@ -161,17 +139,17 @@ class DeviceCollector:
                 self._bootstrap(slice(begin, t + 1))
                 begin = t + 1
         if self._state is not None:
-            map_tree(lambda target, now: target.copy_(now), buffer.last_state, self._state)
+            copy_tree(buffer.last_state, self._state)
 
     def _carry_over(self) -> None:
         """Begin where the last rollout ended."""
         buffer = self.buffer
-        _copy(self._obs[0], self._obs[-1])
+        copy_tree(self._obs[0], self._obs[-1])
         self._starts[0].copy_(self._starts[-1])
         if self._masks is not None:
             self._masks[0].copy_(self._masks[-1])
         if self._state is not None:
-            map_tree(lambda target, now: target.copy_(now), buffer.initial_state, self._state)
+            copy_tree(buffer.initial_state, self._state)
 
     def _step(self, t: int, noise: Tensor) -> None:
         mask = None if self._masks is None else self._masks[t]
@@ -181,10 +159,10 @@ class DeviceCollector:
             actions, raw, after = self.policy.act(
                 self._obs[t], noise=noise, state=self._state, start=self._starts[t], mask=mask
             )
-            map_tree(lambda tensor, new: tensor.copy_(new), self._state, after)
-        _copy(self._actions[t], raw)
+            copy_tree(self._state, after)
+        copy_tree(self._actions[t], raw)
         obs, reward, terminated, truncated, info = self.env.step(actions)
-        _copy(self._obs[t + 1], obs)
+        copy_tree(self._obs[t + 1], obs)
         values = (reward, terminated, truncated, info["episode_return"], info["episode_length"])
         for column, value in zip(self._columns, values, strict=True):
             column[t].copy_(value)
@@ -255,53 +233,3 @@ class DeviceCollector:
                     f"{t} of a rollout of {buffer.num_steps}. Correct the world; its state before "
                     "this rollout is in the last checkpoint"
                 )
-
-    # ------------------------------------------------------------------ resume
-    def mark(self) -> None:
-        """Remember this moment, between two rollouts, as what `state` describes."""
-        self.env.mark()
-        marked = {
-            "generator": self.generator.get_state().clone(),
-            "episode_start": self.buffer.last_start.clone(),
-        }
-        if self._state is not None:
-            for key, tensor in tree_items(self._state):
-                marked[f"recurrent:{key}"] = tensor.clone()
-        self._marked = marked
-
-    def state(self) -> dict[str, Tensor]:
-        """The noise generator, recurrent state and episode starts at the last mark."""
-        return self._marked
-
-    def load_state(self, state: dict[str, Tensor], replayed: Tensor | None = None) -> None:
-        """Go on from `state`, after `start` was given the restored observations.
-
-        Args:
-            state: what `state` returned.
-            replayed: (num_envs,) bool: slots that stand where they stood; the others keep the start
-                of a new episode.
-        """
-        set_generator(self.generator, state["generator"])
-        starts = self.buffer.last_start
-        saved = state["episode_start"].to(starts.device)
-        starts.copy_(saved if replayed is None else saved | ~replayed.to(starts.device))
-        if self._state is not None:
-            for key, tensor in tree_items(self._state):
-                tensor.copy_(state[f"recurrent:{key}"])
-        self.mark()
-
-
-def _rows(tree: Tree[Tensor], count: int) -> list[Tree[Tensor]]:
-    """Views of each step's rows."""
-    if not isinstance(tree, dict):
-        return list(tree.unbind(0))
-    parts = {key: tensor.unbind(0) for key, tensor in tree.items()}
-    return [{key: part[t] for key, part in parts.items()} for t in range(count)]
-
-
-def _copy(target: Any, source: Any) -> None:
-    if isinstance(target, dict):
-        for key, tensor in target.items():
-            tensor.copy_(source[key])
-    else:
-        target.copy_(source)
