@@ -7,10 +7,11 @@ in Gymnasium's own world.
 
 Then environment steps per second of whole training loops, with as many passes over each rollout:
 1,024 worlds and minibatches of 2,048 here, rl-zoo's eight worlds and minibatches of 256 there, the
-same network (two of 64 and 64, tanh) in both. More passes mean less of a difference: at twenty, the
-zoo's own number, nine tenths of our time are the network's arithmetic.
+same network (two of 64 and 64, tanh) in both, two threads where they help. More passes mean less of
+a difference: at twenty, the zoo's own number, nine tenths of our time are the network's arithmetic.
 """
 
+import os
 import statistics
 import time
 from dataclasses import replace
@@ -28,6 +29,8 @@ SPEED_GOAL = 20.0
 """Ours / SB3's, of environment steps per second of the loop."""
 WORLDS, STEPS, MINIBATCH = 1024, 32, 2048
 """Of our loop in the second comparison."""
+THREADS = min(2, os.cpu_count() or 1)
+"""Torch threads of our loop there; SB3 has one or two, whichever is faster."""
 
 
 def bench_native_cartpole(
@@ -98,7 +101,7 @@ def _speed_case(epochs: int, threads: int, repeats: int, timeout: float, quick: 
     common = {"epochs": epochs, "quick": quick, "timeout": timeout}
     ours, theirs = [], []
     for _ in range(repeats):
-        ours.append(in_fresh_process(f"{here}:our_speed", **common))
+        ours.append(in_fresh_process(f"{here}:our_speed", threads=THREADS, **common))
         theirs.append(in_fresh_process(f"{here}:sb3_speed", threads=threads, **common))
         say(f"{epochs} epochs: rlgym {ours[-1]:,.0f} steps/s, SB3 {theirs[-1]:,.0f}")
     return paired_case(
@@ -108,7 +111,13 @@ def _speed_case(epochs: int, threads: int, repeats: int, timeout: float, quick: 
         theirs,
         goal=SPEED_GOAL,
         goal_is="at least",
-        details={"epochs": epochs, "worlds": WORLDS, "steps": STEPS, "minibatch": MINIBATCH},
+        details={
+            "epochs": epochs,
+            "worlds": WORLDS,
+            "steps": STEPS,
+            "minibatch": MINIBATCH,
+            "threads": {"ours": THREADS, "sb3": threads},
+        },
     )
 
 
@@ -123,7 +132,7 @@ class _Notes:
         self.at.append(time.perf_counter())
 
 
-def our_speed(*, epochs: int, quick: bool) -> float:
+def our_speed(*, epochs: int, threads: int, quick: bool) -> float:
     """Steps per second of our loop, logs included, by the median update (a fresh process)."""
     import rlgym
 
@@ -138,7 +147,7 @@ def our_speed(*, epochs: int, quick: bool) -> float:
             backend="device",
             device="cpu",
             num_envs=WORLDS,
-            torch_threads=1,
+            torch_threads=threads,
             total_steps=updates * WORLDS * STEPS,
             algo={"num_steps": STEPS, "minibatch_size": MINIBATCH, "epochs": epochs},
             eval={"every": 0, "episodes": 1},
