@@ -17,7 +17,7 @@ import numpy as np
 from rlgym.envs.imitation.action import limits
 from rlgym.envs.imitation.clips import Clip
 from rlgym.envs.imitation.joints import to_angles
-from rlgym.envs.imitation.observation import term_sizes
+from rlgym.envs.imitation.observation import PRESENT, term_sizes
 from rlgym.envs.imitation.spec import ObservationSpec
 from rlgym.envs.imitation.task import ImitationTask
 from rlgym.envs.physics.robots import LEG_NAMES, Robot
@@ -39,6 +39,7 @@ _TERMS: dict[str, tuple[str, str]] = {
     "joint_angle": ("rad", "joints, wrapped to [-pi, pi)"),
     "joint_velocity": ("rad/s", "joints"),
     "last_action": ("", ""),
+    "linear_velocity": ("m/s", "base"),
     "targets": ("m, quaternion xyzw, rad", "heading of the base"),
 }
 """Units and frame of each term."""
@@ -94,10 +95,10 @@ def _terms(spec: ObservationSpec, robot: Robot) -> list[dict[str, Any]]:
         term: dict[str, Any] = {
             "name": name,
             "size": size,
-            "width": size if name == "targets" else size // spec.history,
+            "width": size if name in PRESENT else size // spec.history,
             "units": units,
             "frame": frame,
-            "history": 1 if name == "targets" else spec.history,
+            "history": 1 if name in PRESENT else spec.history,
             "order": "newest first",
             "scale": 1.0,
             "clip": None,
@@ -109,7 +110,7 @@ def _terms(spec: ObservationSpec, robot: Robot) -> list[dict[str, Any]]:
                 "frame": "joints",
                 "meaning": "action_offset + action_scale * action" if as_target else "action",
             }
-        if term["history"] > 1 or name != "targets":
+        if name not in PRESENT:
             term["start"] = spec.history_start
         found.append(term)
     return found

@@ -29,7 +29,9 @@ from rlgym.errors import ConfigError
 
 SENSED = ("imu", "gravity", "angular_velocity", "joint_angle", "joint_velocity", "last_action")
 """Terms that are read at each step and have a history."""
-TERMS = (*SENSED, "targets")
+PRESENT = ("linear_velocity", "targets")
+"""Terms without a history, which follow the others."""
+TERMS = (*SENSED, *PRESENT)
 
 
 # ----- Readings and their history ----------------------------------------------------------------
@@ -106,13 +108,15 @@ def observe(
         history: (B, H, W) of `read`, newest first.
         futures: poses (B, K, ...) of the reference at `spec.target_steps`, world frame.
         ref: the reference now.
-        state: of the robot; of it, only the delayed orientation is shown, and with
-            `target_origin` "robot" its place.
+        state: of the robot; of it, only the delayed orientation is shown, with
+            `target_origin` "robot" its place, and its velocity where the spec has that term.
     """
     xp = namespace(history)
     order = _history_order(spec, robot)
     flat = history.reshape(history.shape[0], -1)
     parts = [flat if order is None else flat[:, indices(order, flat)]]
+    if "linear_velocity" in spec.terms:
+        parts.append(rotate_inverse(state.root_quat, state.root_linvel))
     if "targets" in spec.terms:
         origin = ref.root_pos if spec.target_origin == "reference" else state.root_pos
         parts.append(targets(futures, origin, state.sensed.root_quat, spec, robot))
@@ -186,20 +190,26 @@ def sensed_terms(spec: ObservationSpec) -> tuple[str, ...]:
     """Return the spec's terms that have a history, in its order.
 
     Raises:
-        ConfigError: the spec has an unknown term, or targets that are not its last.
+        ConfigError: the spec has an unknown term, or terms without a history before the others.
     """
     for term in spec.terms:
         if term not in TERMS:
             raise ConfigError(f"observation.terms has no term {term!r}: use {', '.join(TERMS)}")
-    if "targets" in spec.terms[:-1]:
-        raise ConfigError("observation.terms: 'targets' must be the last term")
-    return tuple(term for term in spec.terms if term != "targets")
+    sensed = tuple(term for term in spec.terms if term not in PRESENT)
+    present = tuple(term for term in PRESENT if term in spec.terms)
+    if spec.terms != sensed + present:
+        raise ConfigError(
+            f"observation.terms: {' and '.join(PRESENT)} come last, once, in this order"
+        )
+    return sensed
 
 
 def term_sizes(spec: ObservationSpec, robot: Robot) -> dict[str, int]:
     """Return how many values each term of the spec has in an observation, in its order."""
     one = {"imu": 4, "gravity": 3, "angular_velocity": 3}
     sizes = {term: spec.history * one.get(term, robot.nv) for term in sensed_terms(spec)}
+    if "linear_velocity" in spec.terms:
+        sizes["linear_velocity"] = 3
     if "targets" in spec.terms:
         sizes["targets"] = len(spec.target_steps) * (7 + robot.nq)
     return sizes
@@ -224,7 +234,9 @@ def _history_order(spec: ObservationSpec, robot: Robot) -> tuple[int, ...] | Non
     if spec.history == 1:
         return None
     sizes = [
-        size // spec.history for term, size in term_sizes(spec, robot).items() if term != "targets"
+        size // spec.history
+        for term, size in term_sizes(spec, robot).items()
+        if term not in PRESENT
     ]
     width, order, start = sum(sizes), [], 0
     for size in sizes:

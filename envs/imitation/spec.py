@@ -97,8 +97,9 @@ class ObservationSpec:
 
     terms: tuple[str, ...]
     """Of: imu (roll, pitch and their rates), gravity (direction in the base's frame),
-    angular_velocity (base's frame), joint_angle, joint_velocity, last_action, and targets (for each
-    of `target_steps`: position 3, orientation 4, joints)."""
+    angular_velocity (base's frame), joint_angle, joint_velocity, last_action; then, without a
+    history, linear_velocity (base's frame; no sensor has it) and targets (for each of
+    `target_steps`: position 3, orientation 4, joints)."""
     history: int = 1
     """Readings of each sensed term and of the last action."""
     history_start: Literal["state", "default"] = "state"
@@ -359,7 +360,10 @@ HUMANOID = Spec(
         velocity_angular_share=0.0,
     ),
     termination=TerminationSpec(),
-    observation=MODERN.observation,
+    observation=ObservationSpec(
+        terms=(*MODERN.observation.terms[:-1], "linear_velocity", "targets"),
+        target_origin="robot",  # the reward's hands and feet are in the world
+    ),
     action=ActionSpec(offset="clip_mean", limit_margin=None),
     episode=EpisodeSpec(lift_feet=True),
     actuation=Actuation(time_step=1 / 240, substeps=8, servo="implicit"),

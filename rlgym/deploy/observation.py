@@ -19,6 +19,8 @@ ORIENTATION = "orientation"
 """(4,) xyzw of the base, x forward and z up, in a world whose z is up."""
 ANGULAR_VELOCITY = "angular_velocity"
 """(3,) rad/s in the base's frame."""
+LINEAR_VELOCITY = "linear_velocity"
+"""(3,) m/s of the base in its own frame; no sensor has it, an estimator may."""
 JOINT_ANGLE = "joint_angle"
 """(nq,) rad; a spherical joint has four, xyzw."""
 JOINT_VELOCITY = "joint_velocity"
@@ -33,6 +35,7 @@ _SENSORS: dict[str, tuple[str, ...]] = {
     "imu": (ORIENTATION, ANGULAR_VELOCITY),
     "gravity": (ORIENTATION,),
     "angular_velocity": (ANGULAR_VELOCITY,),
+    "linear_velocity": (LINEAR_VELOCITY,),
     "joint_angle": (JOINT_ANGLE,),
     "joint_velocity": (JOINT_VELOCITY,),
     "last_action": (),
@@ -213,7 +216,7 @@ def sensors_of(manifest: Mapping[str, Any]) -> dict[str, int]:
     """Return the sensors that a bundle's robot must have, and how many values each gives."""
     robot, targets = manifest.get("robot"), manifest.get("targets")
     joints = None if robot is None else Joints(robot)
-    sizes = {ORIENTATION: 4, ANGULAR_VELOCITY: 3, POSITION: 3}
+    sizes = {ORIENTATION: 4, ANGULAR_VELOCITY: 3, LINEAR_VELOCITY: 3, POSITION: 3}
     needs: dict[str, int] = {}
     if joints is not None:
         sizes |= {JOINT_ANGLE: joints.nq, JOINT_VELOCITY: joints.nv}

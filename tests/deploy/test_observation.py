@@ -12,7 +12,7 @@ from rlgym.deploy.observation import Observer, check_sensors
 from rlgym.envs.imitation.clip_files import load_clip
 from rlgym.envs.imitation.clips import ClipSet
 from rlgym.envs.imitation.deployment import deployment
-from rlgym.envs.imitation.rotations import from_rotation_vector, multiply
+from rlgym.envs.imitation.rotations import from_rotation_vector, multiply, rotate_inverse
 from rlgym.envs.imitation.spec import get_spec
 from rlgym.envs.imitation.task import ImitationTask
 from rlgym.envs.physics.engine import State
@@ -105,6 +105,7 @@ def sensors(task: ImitationTask) -> dict[str, np.ndarray]:
         "angular_velocity": sensed.root_angvel[0].copy(),
         "joint_angle": sensed.q[0].copy(),
         "joint_velocity": sensed.qd[0].copy(),
+        "linear_velocity": rotate_inverse(state.root_quat, state.root_linvel)[0],
         "position": state.root_pos[0].copy(),
     }
 

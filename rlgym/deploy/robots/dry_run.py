@@ -14,6 +14,7 @@ from ..observation import (
     ANGULAR_VELOCITY,
     JOINT_ANGLE,
     JOINT_VELOCITY,
+    LINEAR_VELOCITY,
     ORIENTATION,
     POSITION,
     Joints,
@@ -45,6 +46,7 @@ class DryRun:
             self._values = {
                 ORIENTATION: np.array([0.0, 0.0, 0.0, 1.0]),
                 ANGULAR_VELOCITY: np.zeros(3),
+                LINEAR_VELOCITY: np.zeros(3),
                 JOINT_ANGLE: np.array(robot["default_joint_pos"], np.float64),
                 JOINT_VELOCITY: np.zeros(joints.nv),
                 POSITION: np.array([0.0, 0.0, float(robot["init_height"])]),

@@ -25,8 +25,9 @@ def make_task(count: int, clip: str, **changes: Any) -> ImitationTask:
 def test_one_action_per_degree_of_freedom() -> None:
     task = make_task(2, "humanoid3d_walk")
     assert task.action_space.shape == (28,)
-    # gravity 3, turning 3, angles, velocities and last action 28 each, four frames of 7 + 36
-    assert task.observation_space["policy"].shape == (3 + 3 + 3 * 28 + 4 * 43,)  # pyright: ignore[reportIndexIssue]
+    # gravity, turning and velocity 3 each, angles, velocities and last action 28 each, four frames
+    # of 7 + 36
+    assert task.observation_space["policy"].shape == (3 * 3 + 3 * 28 + 4 * 43,)  # pyright: ignore[reportIndexIssue]
     task.close()
 
 

@@ -1,5 +1,6 @@
 """The original's 160 values against deques and loops, and each term against its definition."""
 
+import math
 from collections import deque
 from dataclasses import replace
 
@@ -222,6 +223,18 @@ def test_the_policy_sees_delayed_readings_only() -> None:
         np.testing.assert_array_equal(now, observe(history, ahead, ref, moved, spec, A1))
 
 
+def test_linear_velocity_is_the_bases_own_in_its_own_frame() -> None:
+    s, ahead = state(0, A1, 1), futures(0, A1, 1, 4)
+    half = math.sqrt(0.5)
+    s = replace(s, root_quat=np.array([[0.0, 0.0, half, half]]))  # turned left by 90 degrees
+    s = replace(s, root_linvel=np.array([[0.0, 2.0, 0.5]]))
+    spec = ObservationSpec(terms=("angular_velocity", "linear_velocity"))
+    history = start_history(read(s.sensed, np.zeros((1, 12)), spec, A1), spec)
+    found = observe(history, ahead, reference(0, s, A1), s, spec, A1)
+    assert found.shape == (1, observation_size(spec, A1))
+    np.testing.assert_allclose(found[0, 3:], [2.0, 0.0, 0.5], atol=1e-12)
+
+
 # ----- Sizes, errors, torch ----------------------------------------------------------------------
 
 CASES = [("reference", LAIKAGO, 160), ("modern", A1, 118), ("humanoid", HUMANOID, None)]
@@ -261,7 +274,7 @@ def test_float32_stays_float32() -> None:
 def test_unknown_and_misplaced_terms_are_refused() -> None:
     with pytest.raises(ConfigError, match="no term 'speed': use imu, gravity, "):
         observation_size(ObservationSpec(terms=("speed",)), A1)
-    with pytest.raises(ConfigError, match="'targets' must be the last term"):
+    with pytest.raises(ConfigError, match="linear_velocity and targets come last, once"):
         observation_size(ObservationSpec(terms=("targets", "imu")), A1)
     s: State = state(0, A1, 1)
     with pytest.raises(ConfigError, match="no term 'speed'"):
