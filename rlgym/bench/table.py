@@ -13,6 +13,8 @@ from rlgym.errors import UserError
 def markdown(folder: Path) -> str:
     """Return a Markdown table, one row per case of each `*.json` in the folder.
 
+    A goal that was not met for a condition beside its bound says which.
+
     Raises:
         UserError: when the folder has none, or one is not a result.
     """
@@ -67,6 +69,6 @@ def _row(result: dict[str, Any], case: dict[str, Any]) -> str:
     goal = case["goal"]
     bound = f"{goal['on']} {goal['is']} {goal['bound']:g}"
     what = f"{result['name']}: {case['name'].rpartition(':')[2]}"
-    return (
-        f"| {what} | {value} | {baseline} | {ratio} | {bound} | {'yes' if case['met'] else 'no'} |"
-    )
+    broken = ", ".join(name for name, holds in case["conditions"].items() if not holds)
+    met = "yes" if case["met"] else f"no: {broken}" if broken else "no"
+    return f"| {what} | {value} | {baseline} | {ratio} | {bound} | {met} |"

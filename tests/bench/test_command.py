@@ -233,6 +233,15 @@ def test_table_of_saved_results(tmp_path, capsys, toy_bench):
     assert machine()["cpu"] in text
 
 
+def test_the_table_names_the_condition_that_a_goal_was_missed_for(tmp_path, capsys, toy_bench):
+    bench.run(["toy", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    result["cases"][0] |= {"met": False, "conditions": {"nobody falls": False, "it ends": True}}
+    (tmp_path / "toy.json").write_text(json.dumps(result))
+    bench.run(["table", str(tmp_path)])
+    assert "| ratio at most 0.5 | no: nobody falls |" in capsys.readouterr().out
+
+
 def test_table_of_an_empty_folder_or_a_wrong_file_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="rlgym bench NAME --json"):
         bench.run(["table", str(tmp_path)])
