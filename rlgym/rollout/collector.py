@@ -405,7 +405,7 @@ def set_generator(generator: torch.Generator, state: Tensor) -> None:
         generator.manual_seed(generator.initial_seed() + 1)
 
 
-def step_rows(tree: Tree[Tensor], count: int, columns: slice | None = None) -> list[Tree[Tensor]]:
+def step_rows(tree: Tree[Tensor], count: int, columns: slice | None = None) -> list[Any]:
     """Views of each of `count` steps' rows, of all slots or of a group's columns."""
     if not isinstance(tree, dict):
         return list((tree if columns is None else tree[:, columns]).unbind(0))
