@@ -11,6 +11,7 @@ import importlib.util
 import math
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,7 +36,7 @@ velocities (n,): all as the manifest has them."""
 _NAMES = (POSITION, ORIENTATION, ANGULAR_VELOCITY, JOINT_ANGLE, JOINT_VELOCITY)
 
 
-class Simulated:
+class Simulated(ABC):
     """A robot in a physics engine; an engine adds `advance` and `state`.
 
     Args:
@@ -88,13 +89,13 @@ class Simulated:
         self._kept = math.ceil(self._lag) + 1
         self._trail: list[State] = []
 
+    @abstractmethod
     def advance(self, target: np.ndarray, stiffness: np.ndarray, damping: np.ndarray) -> None:
         """Simulate one physics step; `target` (n,) rad as the manifest has angles."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> State:
         """Return what is the case now."""
-        raise NotImplementedError
 
     def begin(self) -> None:
         """Forget what the sensors showed: the robot was put somewhere else."""
