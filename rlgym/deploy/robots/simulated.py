@@ -123,6 +123,7 @@ class Simulated(ABC):
 
     def close(self) -> None:
         """See `Robot`."""
+        self._trail.clear()
 
     def _delayed(self) -> State:
         whole = math.floor(self._lag + 1e-9)
