@@ -3,13 +3,15 @@
 Each seed of each world trains in a fresh process with the world's preset, then its last policy
 plays 100 deterministic episodes in Gymnasium's own world. Where rl-zoo publishes a number for
 Stable-Baselines3, `--baseline` trains that too on this machine, in turn with ours, for the wall
-time. Every finished run is one line in a file, and a run that stands there is not repeated: what
-was interrupted continues.
+time. Every finished run is one line in a file, and a run that stands there is not repeated. Our
+runs live beside that file until they are scored: one that was interrupted, perhaps after an hour,
+continues from its last checkpoint.
 """
 
 import hashlib
 import json
 import math
+import shutil
 import statistics
 import time
 from dataclasses import dataclass
@@ -21,9 +23,10 @@ import numpy as np
 
 from rlgym.bench.harness import Case, Result, commit, in_fresh_process, say
 from rlgym.bench.stats import bootstrap_interval, interquartile_mean
-from rlgym.config import TrainConfig, load_preset, preset_for, to_dict
+from rlgym.config import TrainConfig, load_config, load_preset, preset_for, to_dict
 from rlgym.errors import UserError
 from rlgym.training.folder import EVALUATIONS
+from rlgym.training.state import RunState
 
 BULLET = "pybullet_envs_gymnasium"
 EVALUATION_SEED = 1_000_000
@@ -102,7 +105,8 @@ def bench_learning(
         baseline: also train SB3 with rl-zoo's settings where the promise compares with it.
         sb3_steps: end SB3's runs after so many steps and scale their minutes up to the whole
             length; its score then means nothing and is not shown.
-        results: file of finished runs, one JSON line each; runs in it are not repeated.
+        results: file of finished runs, one JSON line each; runs in it are not repeated. Beside it,
+            in a folder of its name, are the runs that go on, for TensorBoard and to be continued.
         steps: environment steps instead of the preset's, for ours and theirs (for trials).
         table: print what stands in the file, train nothing.
         quick: one seed for 2,000 steps, to see that everything works.
@@ -180,15 +184,18 @@ def _digest(world: str, side: str, algo: Algorithm) -> str | None:
 def _train(key: dict[str, Any], log: "RunLog") -> dict[str, Any]:
     """Train and score one seed in a fresh process; return its record, which is also saved."""
     names = ["world", "seed", "steps", "episodes", "which" if key["side"] == "ours" else "whole"]
-    algo = key["algo"] or "ppo"
+    algo, ours = key["algo"] or "ppo", key["side"] == "ours"
+    run_dir = log.run_dir(key)
     outcome = in_fresh_process(
         f"rlgym.bench.learning:train_{key['side']}",
         timeout=48 * 3600.0,
         algo=algo,
+        **({"run_dir": str(run_dir)} if ours else {}),
         **{name: key[name] for name in names},
     )
     record = {**key, **outcome, "commit": commit()}
     log.add(record)
+    shutil.rmtree(run_dir, ignore_errors=True)
     say(
         f"{key['world']} {algo} {key['side']} seed {key['seed']}: "
         f"{record['score']:.1f} in {record['minutes']:.1f} min"
@@ -219,6 +226,12 @@ class RunLog:
             if all(record.get(name) == value for name, value in key.items()):
                 return record
         return None
+
+    def run_dir(self, key: dict[str, Any]) -> Path:
+        """Return the folder in which the run of a key trains until it is scored."""
+        world, algo = key["world"].rpartition(":")[2], key["algo"] or "ppo"
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+        return self.path.with_suffix("") / f"{world}-{algo}-seed{key['seed']}-{digest}"
 
     def add(self, record: dict[str, Any]) -> None:
         """Append a record to the file at once."""
@@ -310,26 +323,35 @@ def train_ours(
     steps: int | None,
     episodes: int,
     which: Literal["last", "best"],
+    run_dir: str,
     algo: Algorithm = "ppo",
 ) -> dict[str, Any]:
-    """Train with the shipped preset and score the policy (a fresh process)."""
+    """Train with the shipped preset, or go on with it, and score the policy (a fresh process)."""
     import rlgym
     from rlgym.bench.baselines import play
+    from rlgym.training import checkpoint
 
-    changes: dict[str, Any] = {} if steps is None else {"total_steps": steps}
-    with TemporaryDirectory() as folder:
-        run_dir = Path(folder) / "run"
-        start = time.perf_counter()
-        run = rlgym.train(
-            world, run_dir=run_dir, preset=preset_for(world, algo), seed=seed, **changes
-        )
-        minutes = (time.perf_counter() - start) / 60.0
-        curve = _curve(run_dir)
-        policy = rlgym.load_policy(run_dir, which=which)
-        scores, successes = play(
-            world, policy.act, episodes=episodes, seed=EVALUATION_SEED, begin=policy.reset
-        )
-    return {**_outcome(scores, successes, minutes, run.state.env_steps), "curve": curve}
+    folder = Path(run_dir)
+    start = time.perf_counter()
+    saved = checkpoint.newest(folder) if folder.is_dir() else None
+    if saved is None:
+        preset, changes = preset_for(world, algo), {} if steps is None else {"total_steps": steps}
+        state = rlgym.train(
+            world, run_dir=folder, preset=preset, seed=seed, overwrite=True, **changes
+        ).state
+        before = 0.0
+    else:
+        state = RunState.from_document(saved.document("state"))
+        before = state.seconds
+        if state.env_steps < load_config(folder / "config.yaml").total_steps:
+            state = rlgym.resume(folder, trust=True).state
+    minutes = (before + time.perf_counter() - start) / 60.0
+    policy = rlgym.load_policy(folder, which=which)
+    scores, successes = play(
+        world, policy.act, episodes=episodes, seed=EVALUATION_SEED, begin=policy.reset
+    )
+    outcome = _outcome(scores, successes, minutes, state.env_steps)
+    return {**outcome, "curve": _curve(folder)}
 
 
 def _curve(run_dir: Path) -> list[list[float]]:

@@ -1,11 +1,13 @@
 """The learning benchmark's verdicts and its file of finished runs."""
 
 import json
+from typing import Any
 
 import pytest
 
+import rlgym
 from rlgym import bench
-from rlgym.bench.learning import PROMISES, RunLog, case_of, key_of, markdown
+from rlgym.bench.learning import PROMISES, RunLog, case_of, key_of, markdown, train_ours
 from rlgym.bench.memory import case_of as memory_case
 from rlgym.errors import UserError
 
@@ -106,6 +108,34 @@ def test_runs_of_either_algorithm_are_told_apart(tmp_path):
     assert log.find(key_of(HOPPER, "ppo", "sb3", 0, None))["score"] == 1.0
     ours = key_of("Pendulum-v1", "ppo", "ours", 0, None)
     assert ours["preset"] != key_of("Acrobot-v1", "ppo", "ours", 0, None)["preset"]
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_is_only_scored(tmp_path):
+    class EndAtOnce:
+        def on_update(self, run, metrics):
+            return True
+
+    whole: dict[str, Any] = {
+        "world": "CartPole-v1",
+        "steps": 1500,
+        "seed": 3,
+        "episodes": 2,
+        "which": "last",
+    }
+    cut = tmp_path / "cut"
+    run = rlgym.train(
+        "CartPole-v1", seed=3, total_steps=1500, run_dir=cut, hooks=EndAtOnce(), console="off"
+    )
+    assert 0 < run.state.env_steps < 1500
+    resumed = train_ours(**whole, run_dir=str(cut))
+    straight = train_ours(**whole, run_dir=str(tmp_path / "straight"))
+    assert resumed["env_steps"] == straight["env_steps"] >= 1500
+    assert resumed["score"] == straight["score"]
+    assert resumed["minutes"] > run.state.seconds / 60.0
+    scored = train_ours(**whole, run_dir=str(cut))
+    assert scored["score"] == resumed["score"]
+    lines = (cut / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == resumed["env_steps"]
 
 
 @pytest.mark.parametrize(("rates", "met"), [([1.0, 1.0], True), ([1.0, 0.99], False), ([], False)])

@@ -61,6 +61,7 @@ def test_learning_keeps_what_was_run(capsys, tmp_path):
     assert case["details"]["interval"] == [case["value"]] * 2  # one seed: a point
     record = json.loads(results.read_text())
     assert record["score"] == case["value"]
+    assert not list(results.with_suffix("").glob("*"))  # its run folder has gone
 
     # A line cut short by a crash is left out; the run that is there is not repeated.
     with results.open("a") as file:
