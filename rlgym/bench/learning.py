@@ -335,7 +335,8 @@ def train_ours(
     start = time.perf_counter()
     saved = checkpoint.newest(folder) if folder.is_dir() else None
     if saved is None:
-        preset, changes = preset_for(world, algo), {} if steps is None else {"total_steps": steps}
+        preset = preset_for(world, algo)
+        changes: dict[str, Any] = {} if steps is None else {"total_steps": steps}
         state = rlgym.train(
             world, run_dir=folder, preset=preset, seed=seed, overwrite=True, **changes
         ).state
