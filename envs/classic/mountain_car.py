@@ -18,90 +18,71 @@ GRAVITY = 0.0025
 START = (-0.6, -0.4)
 
 
-def _roll(state: Tensor, push: Tensor) -> tuple[Tensor, Tensor]:
-    """Position and velocity after a push; the wall on the left stops the car."""
-    position, velocity = state.unbind(1)
-    velocity = velocity + push - GRAVITY * torch.cos(3.0 * position)
-    velocity = velocity.clamp(-MAX_SPEED, MAX_SPEED)
-    position = (position + velocity).clamp(LEFT, RIGHT)
-    stopped = (position <= LEFT) & (velocity < 0.0)
-    return position, torch.where(stopped, 0.0, velocity)
-
-
-def _start(random: Tensor) -> Tensor:
-    low, high = START
-    position = random[:, 0] * (high - low) + low
-    return torch.stack((position, torch.zeros_like(position)), 1)
-
-
-def _space() -> spaces.Box:
-    low, high = np.array([LEFT, -MAX_SPEED]), np.array([RIGHT, MAX_SPEED])
-    return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
-
-
-class MountainCar:
-    """MountainCar-v0; the state is position and velocity: (N, 2).
+class _Car:
+    """What both worlds have in common; the state is position and velocity: (N, 2).
 
     Args:
         goal_velocity: least velocity at the goal.
     """
+
+    GOAL: float
+    """Where it is."""
+    start_random = 1
+    step_random = 0
+
+    def __init__(self, goal_velocity: float = 0.0) -> None:
+        low, high = np.array([LEFT, -MAX_SPEED]), np.array([RIGHT, MAX_SPEED])
+        self.observation_space = spaces.Box(
+            low.astype(np.float32), high.astype(np.float32), dtype=np.float32
+        )
+        self.goal_velocity = goal_velocity
+
+    def start(self, random: Tensor) -> Tensor:
+        """At rest near the bottom."""
+        low, high = START
+        position = random[:, 0] * (high - low) + low
+        return torch.stack((position, torch.zeros_like(position)), 1)
+
+    def observe(self, state: Tensor) -> Tensor:
+        """All of it."""
+        return state
+
+    def _roll(self, state: Tensor, push: Tensor) -> tuple[Tensor, Tensor]:
+        """The state after a push (N,), and whether that is the goal; a wall on the left stops."""
+        position, velocity = state.unbind(1)
+        velocity = velocity + push - GRAVITY * torch.cos(3.0 * position)
+        velocity = velocity.clamp(-MAX_SPEED, MAX_SPEED)
+        position = (position + velocity).clamp(LEFT, RIGHT)
+        stopped = (position <= LEFT) & (velocity < 0.0)
+        velocity = torch.where(stopped, 0.0, velocity)
+        there = (position >= self.GOAL) & (velocity >= self.goal_velocity)
+        return torch.stack((position, velocity), 1), there
+
+
+class MountainCar(_Car):
+    """MountainCar-v0: a push to the left, none, or one to the right."""
 
     FORCE = 0.001
     GOAL = 0.5
     max_episode_steps = 200
-    start_random = 1
-    step_random = 0
-
-    def __init__(self, goal_velocity: float = 0.0) -> None:
-        self.observation_space = _space()
-        self.action_space = spaces.Discrete(3)
-        self.goal_velocity = goal_velocity
-
-    def start(self, random: Tensor) -> Tensor:
-        """At rest near the bottom."""
-        return _start(random)
+    action_space = spaces.Discrete(3)
 
     def step(self, state: Tensor, actions: Any, random: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Every step costs 1."""
-        position, velocity = _roll(state, (actions - 1) * self.FORCE)
-        there = (position >= self.GOAL) & (velocity >= self.goal_velocity)
-        return torch.stack((position, velocity), 1), -torch.ones_like(position), there
-
-    def observe(self, state: Tensor) -> Tensor:
-        """All of it."""
-        return state
+        state, there = self._roll(state, (actions - 1) * self.FORCE)
+        return state, -torch.ones_like(state[:, 0]), there
 
 
-class MountainCarContinuous:
-    """MountainCarContinuous-v0; the state is position and velocity: (N, 2).
-
-    Args:
-        goal_velocity: least velocity at the goal.
-    """
+class MountainCarContinuous(_Car):
+    """MountainCarContinuous-v0: any force up to a bound."""
 
     POWER = 0.0015
     GOAL = 0.45
     max_episode_steps = 999
-    start_random = 1
-    step_random = 0
-
-    def __init__(self, goal_velocity: float = 0.0) -> None:
-        self.observation_space = _space()
-        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.goal_velocity = goal_velocity
-
-    def start(self, random: Tensor) -> Tensor:
-        """At rest near the bottom."""
-        return _start(random)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
     def step(self, state: Tensor, actions: Any, random: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The goal is worth 100, force costs its square."""
         action = actions[:, 0]
-        position, velocity = _roll(state, action.clamp(-1.0, 1.0) * self.POWER)
-        there = (position >= self.GOAL) & (velocity >= self.goal_velocity)
-        reward = 100.0 * there - 0.1 * action.square()
-        return torch.stack((position, velocity), 1), reward, there
-
-    def observe(self, state: Tensor) -> Tensor:
-        """All of it."""
-        return state
+        state, there = self._roll(state, action.clamp(-1.0, 1.0) * self.POWER)
+        return state, 100.0 * there - 0.1 * action.square(), there
