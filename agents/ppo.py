@@ -6,12 +6,12 @@ epoch when `target_kl` may stop the epochs early; metrics stay tensors.
 
 The gradient of the loss with respect to log-probabilities and values is a short formula (see
 `losses`), so autograd is only asked for what comes before them, and not even for that when the
-policy is two towers on vectors: there the whole backward pass is written out.
+policy is two towers on vectors: there the whole backward pass is written out (`ppo_gradients`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,17 +22,16 @@ from rlgym.agents.learner_state import parts_of
 from rlgym.agents.losses import (
     approximate_kl,
     explained_variance,
-    log_prob_gradient,
     policy_loss,
     shares,
     standardize,
-    value_gradient,
     value_loss,
     weighted_mean,
 )
 from rlgym.agents.optimizer import FlatAdam
 from rlgym.agents.peers import ALONE, Peers
 from rlgym.agents.policy import ActorCritic
+from rlgym.agents.ppo_gradients import Autograd, Symmetry, WrittenOut
 from rlgym.agents.rows import cut_rows, map_rows
 from rlgym.config import PPOConfig
 from rlgym.device import GraphedFn, Mode
@@ -43,9 +42,6 @@ KL_STOP = 1.5
 """An update's epochs stop when the KL passes this many times `target_kl` (SB3's rule)."""
 LEARNING_RATE_RANGE = (1e-5, 1e-2)
 """Bounds of the KL-adaptive learning rate (rsl_rl's)."""
-
-Symmetry = Callable[[Any, Any], tuple[Any, Any]]
-"""`symmetry(obs, actions) -> (obs, actions)` mirrors batches of each; either may be None."""
 
 
 class PPO:
@@ -94,8 +90,11 @@ class PPO:
         self.n_updates = torch.zeros((), dtype=torch.int64)
         self.clip = torch.full((), cfg.clip, device=policy.device)
         self._learning: dict[Any, GraphedFn] = {}
-        self.hand_written = policy.is_plain() and self.symmetry is None
-        self.without_autograd = self.hand_written and _has_closed_form(policy)
+        self.way: Autograd | WrittenOut = (
+            WrittenOut(policy, cfg)
+            if policy.is_plain() and self.symmetry is None
+            else Autograd(policy, cfg, self.optimizer, self.symmetry)
+        )
         self.may_stop = cfg.target_kl is not None and cfg.learning_rate_schedule != "kl"
 
     def update(self, buffer: Any, progress: float, generator: torch.Generator) -> dict[str, Tensor]:
@@ -135,7 +134,7 @@ class PPO:
         self, buffer: Any, orders: Tensor, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], int]:
         # inference mode spares each operation autograd's bookkeeping: a tenth of a small minibatch
-        fast = self.without_autograd and self.cloning is None
+        fast = self.way.without_autograd and self.cloning is None
         with torch.inference_mode() if fast else torch.no_grad():
             return self._update(buffer, orders, generator)
 
@@ -157,7 +156,7 @@ class PPO:
         for epoch_rows, minibatches in self._epochs(rows, orders):
             outcomes = []
             for batch in map(self._time_major, minibatches):
-                log_probs, values = self._gradient(batch)
+                log_probs, values = self.way(batch)
                 if self.cloning is not None:
                     cloning.append(self.cloning.add_gradient(generator))
                 if stop is not None:
@@ -369,105 +368,6 @@ class PPO:
         rows = map_rows(lambda x: x.transpose(0, 1).flatten(0, 1), rest)
         return {**rows, "state": batch["state"], "start": batch["start"].transpose(0, 1)}
 
-    def _gradient(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Fill the optimiser's gradient; returns (B,) log-probabilities and values."""
-        if self.hand_written:
-            return self._written_out(batch)
-        return self._by_autograd(batch)
-
-    def _written_out(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        inputs, distribution = batch["inputs"], self.policy.distribution
-        x = inputs["vector"]
-        if "privileged" in inputs:
-            x = torch.cat((x, inputs["privileged"]), 1)
-        params, values, last = self.policy.towers.run(x)
-        actions, mask = batch["actions"], batch["mask"]
-        if _has_closed_form(self.policy):
-            log_probs, saved = distribution.evaluate(params, actions, mask)
-            d_log_probs, d_entropy, d_values = self._seeds(batch, log_probs, values)
-            d_params = distribution.pull_back(saved, d_log_probs, d_entropy)
-        else:
-            size = params.shape[1]
-            if distribution.latent_size:
-                params = torch.cat((params, last), 1)
-            log_probs, d_params, d_values = self._through_distribution(batch, params, values)
-            d_params = d_params[:, :size]
-        self.policy.towers.backprop(d_params, d_values)
-        return log_probs, values
-
-    def _through_distribution(
-        self, batch: dict[str, Any], params: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Autograd for the distribution alone: log-probabilities, d params, d values."""
-        distribution = self.policy.distribution
-        own = list(distribution.parameters())
-        with torch.enable_grad():
-            params.requires_grad_()
-            log_probs, entropy = distribution.log_prob_entropy(
-                params, batch["actions"], batch["mask"]
-            )
-        d_log_probs, d_entropy, d_values = self._seeds(batch, log_probs.detach(), values)
-        d_entropy = torch.zeros_like(d_log_probs) if d_entropy is None else d_entropy
-        d_params, *d_own = torch.autograd.grad(
-            (log_probs, entropy), (params, *own), (d_log_probs, d_entropy)
-        )
-        for parameter, gradient in zip(own, d_own, strict=True):
-            parameter.grad.copy_(gradient)
-        return log_probs.detach(), d_params, d_values
-
-    def _by_autograd(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        policy = self.policy
-        with torch.enable_grad():
-            params, values, _ = policy(batch["inputs"], batch.get("state"), batch.get("start"))
-            log_probs, entropy = policy.distribution.log_prob_entropy(
-                params, batch["actions"], batch["mask"]
-            )
-            outputs = [log_probs, values, entropy]
-            if self.symmetry is not None:
-                outputs.append(self._mirror_loss(batch, params))
-        d_log_probs, d_entropy, d_values = self._seeds(batch, log_probs.detach(), values.detach())
-        seeds = [d_log_probs, d_values, d_entropy]
-        if d_entropy is None:
-            seeds[2] = torch.zeros_like(d_log_probs)
-        if self.symmetry is not None:
-            seeds.append(torch.full_like(outputs[3], self.cfg.symmetry_coef))
-        grads = torch.autograd.grad(
-            outputs, self.optimizer.parameters, seeds, allow_unused=True, materialize_grads=True
-        )
-        self.optimizer.gather(grads)
-        return log_probs.detach(), values.detach()
-
-    def _seeds(
-        self, batch: dict[str, Any], log_probs: Tensor, values: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Gradient of the loss with respect to log-probabilities, entropies and values."""
-        d_log_probs = log_prob_gradient(
-            log_probs, batch["log_probs"], batch["slope"], batch["sign"], batch["limit"]
-        )
-        d_values = value_gradient(
-            values,
-            batch.get("values"),
-            batch["returns"],
-            batch["value_slope"],
-            self.cfg.value_clip,
-        )
-        return d_log_probs, batch.get("entropy_slope"), d_values
-
-    def _mirror_loss(self, batch: dict[str, Any], params: Tensor) -> Tensor:
-        """Squared distance between the mirrored state's action and the action's mirror image."""
-        assert self.symmetry is not None
-        distribution = self.policy.distribution
-        mirrored_params = self.policy(batch["mirrored"])[0]
-        _, target = self.symmetry(None, distribution.mode(params.detach(), None))
-        mirrored = distribution.mode(mirrored_params, None)
-        keys = mirrored if isinstance(mirrored, dict) else [""]
-        loss = params.new_zeros(())
-        for key in keys:
-            ours, theirs = (mirrored[key], target[key]) if key else (mirrored, target)
-            gap = (ours - theirs).square().flatten(1).mean(1)
-            loss = loss + (gap * shares(batch["weights"], self.peers)).sum()
-        return loss
-
     # -------------------------------------------------------------------------------- saving
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -519,10 +419,6 @@ def _kl(epoch: dict[str, Tensor], peers: Peers = ALONE) -> Tensor:
 
 def _flat(tree: Tree[Tensor] | None) -> Any:
     return None if tree is None else map_rows(lambda x: x.flatten(0, 1), tree)
-
-
-def _has_closed_form(policy: ActorCritic) -> bool:
-    return getattr(policy.distribution, "has_closed_form", False)
 
 
 def _all_boxes(policy: ActorCritic) -> bool:

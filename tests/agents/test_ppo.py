@@ -10,6 +10,7 @@ from gymnasium import Env, spaces
 from stable_baselines3.common.logger import configure
 
 from rlgym.agents.ppo import PPO
+from rlgym.agents.ppo_gradients import Autograd, WrittenOut
 from rlgym.config import NetworkConfig, PPOConfig
 from rlgym.errors import CheckpointError, UserError
 
@@ -104,16 +105,17 @@ def test_written_out_gradients_equal_autograd(rollout, action_space, network):
     cfg = PPOConfig(entropy_coef=0.02, value_clip=0.3, minibatch_size=64)
     net = NetworkConfig(hidden=(16, 8), activation="elu", **network)
     learner, buffer, generator = rollout(OBS, action_space, net, cfg)
-    assert learner.hand_written
+    autograd = Autograd(learner.policy, cfg, learner.optimizer, symmetry=None)
+    assert isinstance(learner.way, WrittenOut)
     rows, _ = learner._rows(buffer)
     with torch.no_grad():
         learner.optimizer.flat.add_(0.05 * torch.randn_like(learner.optimizer.flat))
         _, batches = next(learner._epochs(rows, learner._orders(buffer, generator)))
         batch = next(batches)
         learner.optimizer.grad.fill_(7.0)
-        learner._written_out(batch)
+        learner.way(batch)
         written = learner.optimizer.grad.clone()
-        learner._by_autograd(batch)
+        autograd(batch)
     torch.testing.assert_close(written, learner.optimizer.grad, atol=1e-6, rtol=1e-5)
 
 
@@ -151,7 +153,7 @@ def test_active_rows_weigh_as_if_the_others_were_not_there(rollout):
     with torch.no_grad():
         for learner, data in ((whole, rows), (half, few)):
             _, batches = next(learner._epochs(data, learner._orders(buffer, generator)))
-            learner._gradient(next(batches))
+            learner.way(next(batches))
     torch.testing.assert_close(whole.optimizer.grad, half.optimizer.grad)
 
 
