@@ -14,6 +14,7 @@ import math
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,7 +89,7 @@ def bench_learning(
     episodes: int = 100,
     which: Literal["last", "best"] = "last",
     baseline: bool = False,
-    sb3_steps: int | None = None,
+    timed_steps: int | None = None,
     results: Path = Path("runs/bench/learning.jsonl"),
     steps: int | None = None,
     table: bool = False,
@@ -103,8 +104,8 @@ def bench_learning(
         episodes: deterministic episodes per trained policy.
         which: policy to score: the last, or the best by the evaluations during training.
         baseline: also train SB3 with rl-zoo's settings where the promise compares with it.
-        sb3_steps: end SB3's runs after so many steps and scale their minutes up to the whole
-            length; its score then means nothing and is not shown.
+        timed_steps: with --baseline, compare the minutes of two short runs of so many steps, ours
+            and SB3's in turn and without evaluations, scaled up to the whole length.
         results: file of finished runs, one JSON line each; runs in it are not repeated. Beside it,
             in a folder of its name, are the runs that go on, for TensorBoard and to be continued.
         steps: environment steps instead of the preset's, for ours and theirs (for trials).
@@ -112,25 +113,25 @@ def bench_learning(
         quick: one seed for 2,000 steps, to see that everything works.
     """
     promised = _promised(world, algo)
-    if steps is not None and sb3_steps is not None:
-        raise UserError("--sb3-steps scales SB3's time up to a whole run: leave --steps away")
+    if steps is not None and timed_steps is not None:
+        raise UserError("--timed-steps scales times up to whole runs: leave --steps away")
     if quick:
         promised, seeds, steps, episodes = promised[:1], (seeds or (0,))[:1], 2_000, 2
     log = RunLog(results)
-    runs: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    runs: dict[tuple[str, str, str, bool], list[dict[str, Any]]] = {}
     for name, kind in promised:
         for seed in seeds or range(5 if table else PROMISES[name, kind].seeds):
-            for side in _sides(name, kind, baseline):
-                length = (sb3_steps or steps) if side == "sb3" else steps
-                key = key_of(name, kind, side, seed, length)
-                key |= {"episodes": episodes, "which": which}
-                key["whole"] = side == "ours" or sb3_steps is None
+            for side, whole in _sides(name, kind, baseline, timed_steps is not None):
+                key = key_of(name, kind, side, seed, steps if whole else timed_steps)
+                key |= {"episodes": episodes, "which": which, "whole": whole}
                 record = log.find(key) or (None if table else _train(key, log))
-                runs.setdefault((name, kind, side), []).extend([record] if record else [])
-    cases = [
-        case_of(name, runs[name, kind, "ours"], runs.get((name, kind, "sb3"), []), kind)
-        for name, kind in promised
-    ]
+                found = runs.setdefault((name, kind, side, whole), [])
+                found.extend([record] if record else [])
+    cases = []
+    for name, kind in promised:
+        parts = ((side, whole) for side in ("ours", "sb3") for whole in (True, False))
+        ours, timed, *theirs = (runs.get((name, kind, *part), []) for part in parts)
+        cases.append(case_of(name, ours, theirs[0] or theirs[1], kind, timed))
     say(markdown(cases))
     measured = (
         f"interquartile mean over seeds of the mean return of {episodes} deterministic episodes "
@@ -158,8 +159,14 @@ def _promised(worlds: tuple[str, ...], algos: tuple[Algorithm, ...]) -> list[tup
     return promised
 
 
-def _sides(world: str, algo: Algorithm, baseline: bool) -> tuple[str, ...]:
-    return ("ours", "sb3") if baseline and PROMISES[world, algo].against_sb3 else ("ours",)
+def _sides(
+    world: str, algo: Algorithm, baseline: bool, timed: bool
+) -> tuple[tuple[str, bool], ...]:
+    """Return the runs of one seed: whose, and whether whole ones."""
+    ours = (("ours", True),)
+    if not (baseline and PROMISES[world, algo].against_sb3):
+        return ours
+    return (*ours, ("ours", False), ("sb3", False)) if timed else (*ours, ("sb3", True))
 
 
 def key_of(world: str, algo: Algorithm, side: str, seed: int, steps: int | None) -> dict[str, Any]:
@@ -182,24 +189,25 @@ def _digest(world: str, side: str, algo: Algorithm) -> str | None:
 
 
 def _train(key: dict[str, Any], log: "RunLog") -> dict[str, Any]:
-    """Train and score one seed in a fresh process; return its record, which is also saved."""
-    names = ["world", "seed", "steps", "episodes", "which" if key["side"] == "ours" else "whole"]
-    algo, ours = key["algo"] or "ppo", key["side"] == "ours"
+    """Train one seed in a fresh process; return its record, which is also saved."""
+    algo, ours, whole = key["algo"] or "ppo", key["side"] == "ours", key["whole"]
     run_dir = log.run_dir(key)
+    given = {name: key[name] for name in ("world", "seed", "steps")} | {"algo": algo}
+    if whole:
+        given["episodes"] = key["episodes"]
+    if whole and ours:
+        given |= {"which": key["which"], "run_dir": str(run_dir)}
     outcome = in_fresh_process(
-        f"rlgym.bench.learning:train_{key['side']}",
+        f"rlgym.bench.learning:{'train' if whole else 'time'}_{key['side']}",
         timeout=48 * 3600.0,
-        algo=algo,
-        **({"run_dir": str(run_dir)} if ours else {}),
-        **{name: key[name] for name in names},
+        **given,
     )
     record = {**key, **outcome, "commit": commit()}
     log.add(record)
     shutil.rmtree(run_dir, ignore_errors=True)
-    say(
-        f"{key['world']} {algo} {key['side']} seed {key['seed']}: "
-        f"{record['score']:.1f} in {record['minutes']:.1f} min"
-    )
+    score = f"{record['score']:.1f}" if whole else f"{key['steps']} steps scaled up,"
+    name = f"{key['world']} {algo} {key['side']} seed {key['seed']}"
+    say(f"{name}: {score} in {record['minutes']:.1f} min")
     return record
 
 
@@ -248,6 +256,7 @@ def case_of(
     ours: list[dict[str, Any]],
     theirs: list[dict[str, Any]],
     algo: Algorithm = "ppo",
+    timed: Sequence[dict[str, Any]] = (),
 ) -> Case:
     """Return the case of one world and algorithm.
 
@@ -256,6 +265,7 @@ def case_of(
         ours: records of our runs; none gives a case that is not met.
         theirs: records of SB3's runs, where the promise compares with them.
         algo: an algorithm with a promise about this world.
+        timed: records of our short runs, whose minutes are compared with SB3's in place of `ours`.
     """
     promise = PROMISES[world, algo]
     scores = [record["score"] for record in ours]
@@ -278,7 +288,10 @@ def case_of(
         their_minutes = [record["minutes"] for record in theirs]
         details["sb3_minutes_scaled_up"] = not all(record["whole"] for record in theirs)
         details["sb3_minutes"] = statistics.median(their_minutes) if theirs else None
-        faster = bool(ours and theirs) and details["minutes"] < details["sb3_minutes"]
+        if timed:
+            details["minutes_scaled_up"] = statistics.median(run["minutes"] for run in timed)
+        mine = [record["minutes"] for record in timed or ours]
+        faster = bool(mine and theirs) and statistics.median(mine) < details["sb3_minutes"]
         conditions["fewer wall minutes than SB3 here (--baseline)"] = faster
     return Case(
         name=world if algo == "ppo" else f"{world} {algo.upper()}",
@@ -306,9 +319,11 @@ def markdown(cases: list[Case]) -> str:
         low, high = details["interval"]
         minutes = f"{details['minutes']:.1f}"
         if details.get("sb3_minutes"):
-            scaled = ", scaled up" if details["sb3_minutes_scaled_up"] else ""
             score = "" if case.baseline is None else f", score {case.baseline:.0f}"
-            minutes += f" (SB3 {details['sb3_minutes']:.1f}{scaled}{score})"
+            theirs = f"SB3 {details['sb3_minutes']:.1f}{score}"
+            if details["sb3_minutes_scaled_up"]:
+                theirs = f"scaled up from short runs {details['minutes_scaled_up']:.1f}, {theirs}"
+            minutes += f" ({theirs})"
         rows.append(
             f"| {world} | {case.goal:g} | {case.value:.1f} ({low:.1f} to {high:.1f}) "
             f"| {len(case.values)} | {details['steps']:,.0f} | {minutes} |"
@@ -324,7 +339,7 @@ def train_ours(
     episodes: int,
     which: Literal["last", "best"],
     run_dir: str,
-    algo: Algorithm = "ppo",
+    algo: Algorithm,
 ) -> dict[str, Any]:
     """Train with the shipped preset, or go on with it, and score the policy (a fresh process)."""
     import rlgym
@@ -361,34 +376,65 @@ def _curve(run_dir: Path) -> list[list[float]]:
     return [[line["step"], round(line["mean"], 2)] for line in map(json.loads, lines)]
 
 
+def time_ours(*, world: str, seed: int, steps: int, algo: Algorithm) -> dict[str, Any]:
+    """Train for a while, without evaluations; minutes are scaled up to the preset's length."""
+    import rlgym
+
+    off: dict[str, Any] = {"eval": {"every": 0}, "checkpoint": {"every": 10**12}}
+    preset = preset_for(world, algo)
+    assert preset is not None, "each promise has a preset"
+    with TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        run = rlgym.train(
+            world, run_dir=Path(folder) / "run", preset=preset, seed=seed, total_steps=steps, **off
+        )
+        seconds = time.perf_counter() - start
+    return _scaled(seconds, run.state.env_steps, load_preset(preset, world).total_steps)
+
+
 def train_sb3(
-    *,
-    world: str,
-    seed: int,
-    steps: int | None,
-    episodes: int,
-    whole: bool,
-    algo: Algorithm = "ppo",
+    *, world: str, seed: int, steps: int | None, episodes: int, algo: Algorithm
 ) -> dict[str, Any]:
-    """Train SB3 at the fastest of its threads and vector envs here, and score the last policy."""
+    """Train SB3 with rl-zoo's settings, and score the last policy."""
+    from rlgym.bench.baselines import act_of, play
+
+    model, seconds, pick = _learn_sb3(world, seed, steps, algo)
+    scores, successes = play(world, act_of(model), episodes=episodes, seed=EVALUATION_SEED)
+    outcome = _outcome(scores, successes, seconds / 60.0, model.num_timesteps)
+    return {**outcome, "setting": pick}
+
+
+def time_sb3(*, world: str, seed: int, steps: int, algo: Algorithm) -> dict[str, Any]:
+    """Train SB3 for a while; minutes are scaled up to the length of rl-zoo's runs."""
+    from rlgym.bench.baselines import settings_of
+
+    model, seconds, pick = _learn_sb3(world, seed, steps, algo)
+    total = settings_of(world, algo).total_steps
+    return {**_scaled(seconds, model.num_timesteps, total), "setting": pick}
+
+
+def _learn_sb3(
+    world: str, seed: int, steps: int | None, algo: Algorithm
+) -> tuple[Any, float, dict[str, Any]]:
+    """Train SB3 at the fastest of its threads and vector envs here; model, seconds, setting."""
     import torch
 
-    from rlgym.bench.baselines import act_of, fastest, make_sb3, play, settings_of
+    from rlgym.bench.baselines import fastest, make_sb3, settings_of
 
-    total = settings_of(world, algo).total_steps
     # SAC steps a single world: nothing to spread over processes
     pick = fastest(world, vec_envs=("dummy",) if algo == "sac" else ("dummy", "subproc"), algo=algo)
     torch.set_num_threads(pick["threads"])
     with TemporaryDirectory() as folder:
         start = time.perf_counter()
         model = make_sb3(world, seed, algo=algo, vec_env=pick["vec_env"], tensorboard=folder)
-        model.learn(steps or total)
-        minutes = (time.perf_counter() - start) / 60.0
-        minutes *= 1.0 if whole else total / model.num_timesteps
-        scores, successes = play(world, act_of(model), episodes=episodes, seed=EVALUATION_SEED)
+        model.learn(steps or settings_of(world, algo).total_steps)
+        seconds = time.perf_counter() - start
         model.env.close()
-    outcome = _outcome(scores, successes, minutes, model.num_timesteps)
-    return {**outcome, "setting": pick}
+    return model, seconds, pick
+
+
+def _scaled(seconds: float, env_steps: int, total: int) -> dict[str, Any]:
+    return {"minutes": seconds / 60.0 * total / env_steps, "env_steps": env_steps}
 
 
 def _outcome(

@@ -7,8 +7,17 @@ import pytest
 
 import rlgym
 from rlgym import bench
-from rlgym.bench.learning import PROMISES, RunLog, case_of, key_of, markdown, train_ours
+from rlgym.bench.learning import (
+    PROMISES,
+    RunLog,
+    case_of,
+    key_of,
+    markdown,
+    time_ours,
+    train_ours,
+)
 from rlgym.bench.memory import case_of as memory_case
+from rlgym.config import load_preset
 from rlgym.errors import UserError
 
 HOPPER = "pybullet_envs_gymnasium:HopperBulletEnv-v0"
@@ -56,11 +65,23 @@ def test_table_has_the_numbers_of_both_sides():
     assert f"{row} 10.0 (SB3 20.0, score 2600) |" in text
 
 
-def test_shortened_baseline_gives_minutes_and_no_score():
-    case = case_of(HOPPER, [record(2700.0, 10.0)], [record(90.0, 20.0, whole=False)])
-    assert case.met
+@pytest.mark.parametrize(("minutes", "met"), [(10.0, True), (30.0, False)])
+def test_short_runs_of_both_sides_compare_minutes_and_score_nothing(minutes, met):
+    short = {"minutes": minutes, "seed": 0, "env_steps": 50_000, "whole": False}
+    theirs = {**short, "minutes": 20.0}
+    # the whole run was slowed by something else and does not count
+    case = case_of(HOPPER, [record(2700.0, 50.0)], [theirs], timed=[short])
+    assert case.met is met
     assert case.baseline is None
-    assert "(SB3 20.0, scaled up) |" in markdown([case])
+    text = f"50.0 (scaled up from short runs {minutes:.1f}, SB3 20.0) |"
+    assert text in markdown([case])
+
+
+def test_short_runs_are_scaled_up_to_whole_ones():
+    timed = time_ours(world="CartPole-v1", seed=0, steps=2000, algo="ppo")
+    total = load_preset("cartpole-ppo").total_steps
+    assert timed["env_steps"] >= 2000
+    assert timed["minutes"] * 60 > 0.01 * total / timed["env_steps"]
 
 
 def test_log_continues_after_a_line_that_was_cut_short(tmp_path):
@@ -121,6 +142,7 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_only_scored(tmp_path):
         "seed": 3,
         "episodes": 2,
         "which": "last",
+        "algo": "ppo",
     }
     cut = tmp_path / "cut"
     run = rlgym.train(
