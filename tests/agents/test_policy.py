@@ -199,11 +199,12 @@ def test_a_subclass_with_its_own_forward_is_trained_through_autograd(rollout):
             return 2.0 * params, values, state
 
     from rlgym.agents.ppo import PPO
+    from rlgym.agents.ppo_gradients import Autograd
 
     _, buffer, generator = rollout(VECTOR, spaces.Discrete(3))
     policy = Scaled.build(Layout(VECTOR), Layout(spaces.Discrete(3)), NetworkConfig())
     learner = PPO(policy, PPOConfig(minibatch_size=32, epochs=1))
-    assert not learner.hand_written
+    assert isinstance(learner.way, Autograd)
     before = learner.optimizer.flat.clone()
     learner.update(buffer, 0.0, generator)
     assert not torch.equal(before, learner.optimizer.flat)
