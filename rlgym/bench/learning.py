@@ -322,7 +322,8 @@ def markdown(cases: list[Case]) -> str:
             score = "" if case.baseline is None else f", score {case.baseline:.0f}"
             theirs = f"SB3 {details['sb3_minutes']:.1f}{score}"
             if details["sb3_minutes_scaled_up"]:
-                theirs = f"scaled up from short runs {details['minutes_scaled_up']:.1f}, {theirs}"
+                mine = details.get("minutes_scaled_up", details["minutes"])
+                theirs = f"scaled up from short runs {mine:.1f}, {theirs}"
             minutes += f" ({theirs})"
         rows.append(
             f"| {world} | {case.goal:g} | {case.value:.1f} ({low:.1f} to {high:.1f}) "

@@ -77,6 +77,13 @@ def test_short_runs_of_both_sides_compare_minutes_and_score_nothing(minutes, met
     assert text in markdown([case])
 
 
+def test_a_short_run_of_sb3_alone_is_compared_with_our_whole_one():
+    theirs = {"minutes": 20.0, "seed": 0, "env_steps": 50_000, "whole": False}
+    case = case_of(HOPPER, [record(2700.0, 10.0)], [theirs])
+    assert case.met
+    assert "SB3 20.0) |" in markdown([case])
+
+
 def test_short_runs_are_scaled_up_to_whole_ones():
     timed = time_ours(world="CartPole-v1", seed=0, steps=2000, algo="ppo")
     total = load_preset("cartpole-ppo").total_steps
