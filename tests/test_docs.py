@@ -7,6 +7,7 @@ import pytest
 
 import rlgym
 from rlgym import bench
+from rlgym.bench.table import markdown
 from rlgym.cli.main import VERBS, main
 from rlgym.training.logging import NAMES
 
@@ -79,3 +80,14 @@ def test_training_page_lists_every_scalar_with_its_meaning():
 def test_links_between_pages_lead_somewhere(page):
     for target in LINK.findall(page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_measured_numbers_are_those_of_the_saved_results():
+    """The page has the whole table as the command prints it, the README some of its rows."""
+    table = markdown(ROOT / "docs" / "results")
+    assert table in (ROOT / "docs" / "measured.md").read_text("utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    shown = readme.partition("| measured |")[2].partition("\n\n")[0].splitlines()[2:]
+    assert len(shown) > 10
+    for row in shown:
+        assert row in table

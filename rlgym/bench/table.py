@@ -1,4 +1,4 @@
-"""The README's table of measured numbers, from saved results.
+"""The table of measured numbers (docs/measured.md), from saved results.
 
 Save a result with `rlgym bench NAME --json | tail -n 1 > docs/results/NAME.json`.
 """
@@ -29,7 +29,7 @@ def markdown(folder: Path) -> str:
     for file in files:
         result = read(file)
         rows += [_row(result, case) for case in result["cases"]]
-        machines.append(_where(result))
+        machines.append(f"{file.stem}: {_where(result)}")
     return "\n".join([*rows, "", *(f"- {line}" for line in machines)])
 
 
@@ -38,7 +38,7 @@ def _where(result: dict[str, Any]) -> str:
     parts = [machine["cpu"], f"{machine['cores']} cores", machine["gpu"], f"torch {torch}"]
     parts += [result["date"][:10], f"commit {(result['commit'] or '?')[:9]}"]
     parts += ["BUSY machine"] if result["busy"] else []
-    return f"{result['name']}: {', '.join(part for part in parts if part)}"
+    return ", ".join(part for part in parts if part)
 
 
 def read(file: Path) -> dict[str, Any]:
