@@ -184,10 +184,11 @@ class PPO:
     def _follow_schedules(self, progress: float) -> None:
         cfg = self.cfg
         left = max(0.0, 1.0 - progress)
-        if cfg.learning_rate_schedule == "linear":
-            self.optimizer.learning_rate.fill_(cfg.learning_rate * left)
-        if cfg.clip_schedule == "linear":
-            self.clip.fill_(cfg.clip * left)
+        # constant ones too: a run may have been resumed with another rate
+        if cfg.learning_rate_schedule != "kl":
+            share = left if cfg.learning_rate_schedule == "linear" else 1.0
+            self.optimizer.learning_rate.fill_(cfg.learning_rate * share)
+        self.clip.fill_(cfg.clip * (left if cfg.clip_schedule == "linear" else 1.0))
         if self.cloning is not None:
             self.cloning.follow(progress)
 

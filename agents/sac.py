@@ -189,10 +189,11 @@ class SAC:
         return loss
 
     def _follow_schedules(self, progress: float) -> None:
-        if self.cfg.learning_rate_schedule == "linear":
-            left = max(0.0, 1.0 - progress)
-            for optimizer, rate in zip(self._optimizers().values(), self._rates, strict=True):
-                optimizer.learning_rate.fill_(rate * left)
+        linear = self.cfg.learning_rate_schedule == "linear"
+        share = max(0.0, 1.0 - progress) if linear else 1.0
+        # a constant one too: a run may have been resumed with another rate
+        for optimizer, rate in zip(self._optimizers().values(), self._rates, strict=True):
+            optimizer.learning_rate.fill_(rate * share)
         if self.cloning is not None:
             self.cloning.follow(progress)
 

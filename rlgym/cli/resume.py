@@ -1,52 +1,64 @@
 """`rlgym resume`: continue a run where it stopped."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from tyro.conf import Positional
-
-from rlgym.cli.arguments import parse
-from rlgym.cli.runs import read_run
-from rlgym.cli.train import Progress, follows
+from rlgym.cli.arguments import nest, show_help, spell, split, wants_help
+from rlgym.cli.runs import is_run, read_run
+from rlgym.cli.train import OPEN_SECTIONS, Progress, follows
+from rlgym.config import TrainConfig, load_config, merge
+from rlgym.errors import UserError
 from rlgym.registry import require_trusted_cluster
+from rlgym.settings import nested_types
+
+PROG = "rlgym resume"
+DESCRIPTION = """\
+Continue a run from its newest checkpoint: rlgym resume RUN [flags]
+
+Parameters, optimizer, schedules, worlds and curves go on; with nothing but the folder, bit for
+bit as if the run had not been cut (on a CPU). Flags change settings from here on:
+
+  --total-steps INT    a new end, in environment steps from the run's beginning
+  --time-limit FLOAT   a new limit, in seconds of training from the run's beginning
+  --device NAME        another device for the learner
+  --env.KEY VALUE      another keyword argument of the world, such as --env.push 0.5
+  --console MODE       auto, live, plain or off
+  --trust              import the module that the run names for its worlds, though rlgym does not
+                       know it
+"""
 
 
 @dataclass(frozen=True)
-class Options:
-    """Continue a run from its newest checkpoint: parameters, optimizer, schedules, worlds, curves.
+class Shell:
+    """Flags of `resume` that are not settings of the run."""
 
-    With nothing but the folder, the run goes on bit for bit as if it had not been cut (on a CPU).
-    """
-
-    run: Positional[str]
-    """The run's folder."""
-    total_steps: int | None = None
-    """A new end, in environment steps from the run's beginning."""
-    time_limit: float | None = None
-    """A new limit, in seconds of training from the run's beginning."""
-    device: str | None = None
-    """Another device for the learner."""
     console: Literal["auto", "live", "plain", "off"] = "auto"
-    """How progress is shown."""
     trust: bool = False
-    """Import the module that the run names for its worlds, though rlgym does not know it."""
 
 
 def run(argv: list[str]) -> int:
     """Continue the run."""
-    wanted = parse(Options, argv, "rlgym resume", ("run",))
-    config = read_run(wanted.run, wanted.trust)
-    if not wanted.trust:
-        require_trusted_cluster(config.collect.ray, wanted.run)
-    changes = {"time_limit": wanted.time_limit, "device": wanted.device}
-    changes = {name: value for name, value in changes.items() if value is not None}
+    own = nested_types(Shell)
+    tokens = [token for token in argv if token not in ("-h", "--help")]
+    words, flags = split(tokens, {**nested_types(TrainConfig), **own}, OPEN_SECTIONS)
+    if wants_help(argv):
+        known = load_config(f"{words[0]}/config.yaml") if words and is_run(words[0]) else None
+        show_help(TrainConfig, f"{PROG} RUN", known or TrainConfig(), DESCRIPTION)
+    if len(words) != 1:
+        found = f"unexpected '{words[1]}'" if words else "RUN is missing"
+        raise UserError(f"{found}: {PROG} takes one folder of a run, see {PROG} --help")
+    shell = merge(Shell(), {name: flags.pop(name) for name in own if name in flags}, spell=spell)
+    changes: dict[str, Any] = nest(flags)
+    config = read_run(words[0], shell.trust)
+    if not shell.trust and "ray" not in changes.get("collect", {}):
+        require_trusted_cluster(config.collect.ray, words[0])
+    merge(config, changes, spell=spell)  # a wrong value is told by its flag
     from rlgym.training.run import resume
 
-    console = "off" if follows() else wanted.console
+    console = "off" if follows() else shell.console
     with Progress(console) as progress:
         resume(
-            wanted.run,
-            wanted.total_steps,
+            words[0],
             hooks=progress,
             console=console,
             trust=True,  # read_run has asked

@@ -24,6 +24,8 @@ from rlgym.errors import ConfigError, UserError
 from rlgym.settings import nested_types, suggest
 
 PROG = "rlgym train"
+OPEN_SECTIONS = ("env", "eval.env")
+"""Settings whose keys are the world's own."""
 DESCRIPTION = """\
 Train a policy: rlgym train ENV [flags]
 
@@ -139,7 +141,7 @@ def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:
     own = nested_types(Shell)
     types = {**nested_types(TrainConfig), **own}
     tokens = [token for token in argv if token not in ("-h", "--help")]
-    words, flags = split(tokens, types, open_sections=("env", "eval.env"))
+    words, flags = split(tokens, types, open_sections=OPEN_SECTIONS)
     shell = merge(Shell(), {name: flags.pop(name) for name in own if name in flags}, spell=spell)
     if len(words) > 1:
         raise UserError(f"unexpected '{words[1]}': {PROG} takes one ENV, then flags")

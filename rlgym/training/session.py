@@ -134,6 +134,8 @@ class Run:
                 self.collector.start(*self.env.reset(seed=self._world_seeds(config.seed)))
             else:
                 self._restore(snapshot)
+                if group.leads:  # now that the settings are known to fit what was saved
+                    save_config(self.config, run_dir / "config.yaml")
         except BaseException:
             if hasattr(self, "logger"):
                 self.logger.close()
@@ -154,8 +156,6 @@ class Run:
             return Silent()
         if new:
             open_folder(self.run_dir, self.config)
-        else:
-            save_config(self.config, self.run_dir / "config.yaml")
         return Logger(self.run_dir, self.config.total_steps, console)
 
     def _world_seeds(self, seed: int) -> list[int]:

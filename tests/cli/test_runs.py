@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +126,36 @@ def test_resume_goes_on_to_a_new_end(run, capsys):
     assert "all 1280 steps are done" in capsys.readouterr().out
     steps = [line["step"] for line in read_metrics(run)]
     assert steps == sorted(steps) and steps[-1] == 1280
+
+
+def test_resume_changes_settings_and_the_world_from_there_on(run, capsys):
+    """CartPole's other reward is 0 a step and -1 at the fall."""
+    words = ("--total-steps", "1280", "--algo.learning-rate", "1e-5")
+    assert main(["resume", run, *words, "--env.sutton-barto-reward", "true"]) == 0
+    shown = capsys.readouterr().out
+    assert "return -1.00 in evaluation" in shown
+    rates = [
+        line["train/learning_rate"]
+        for line in read_metrics(run)
+        if line["step"] > 1024 and "train/learning_rate" in line
+    ]
+    assert rates and rates == pytest.approx([1e-5] * len(rates))
+    assert main(["resume", run, "--total-steps", "1536"]) == 0
+    assert "return -1.00 in evaluation" in capsys.readouterr().out, "the change stays"
+
+
+def test_resume_refuses_a_change_that_cannot_be_and_keeps_the_run(run, capsys):
+    before = (Path(run) / "config.yaml").read_text()
+    for words, expected in (
+        (("--algo.learning-rate", "much"), "--algo.learning-rate: expected a number"),
+        (("--num-envs", "16"), "the snapshot holds 4 slots, this env has 16: use num_envs 4"),
+        (("--network.hidden", "32"), "is [2, 4, 16] in the checkpoint and [2, 4, 32] here"),
+        (("--env.gravity", "3"), "gravity"),
+    ):
+        assert main(["resume", run, "--total-steps", "1280", *words]) == 2
+        assert expected in capsys.readouterr().err
+    assert (Path(run) / "config.yaml").read_text() == before
+    assert main(["resume", run, "--total-steps", "1280"]) == 0
 
 
 def test_record_films_without_a_display(run, capsys, monkeypatch):
