@@ -67,9 +67,10 @@ class Faulty(Counter):
             return False
         if self.once_file is None:
             return True
-        if self.once_file.exists():
+        try:
+            self.once_file.touch(exist_ok=False)  # of several processes one succeeds
+        except FileExistsError:
             return False
-        self.once_file.touch()
         return True
 
 

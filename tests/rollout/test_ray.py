@@ -209,6 +209,7 @@ def test_processes_of_torchrun_have_no_actors(monkeypatch, tmp_path):
         rlgym.train("CartPole-v1", run_dir=tmp_path, collect={"ray": "local"}, console="off")
 
 
-def test_no_cluster_at_an_address_is_said():
+def test_no_cluster_at_an_address_is_said(monkeypatch):
+    monkeypatch.setattr(actors.ray, "is_initialized", lambda: False)  # other tests' cluster
     with pytest.raises(UserError, match=r"no Ray cluster at '127.0.0.1:1'"):
         actors.RemoteWorlds(SimpleNamespace, 2, address="127.0.0.1:1")

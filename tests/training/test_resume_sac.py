@@ -106,10 +106,14 @@ def test_cut_run_ends_as_the_uncut_one(name, tmp_path, small_segments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pendulum", "overlap", "demanding"])
-def test_cut_run_on_worker_processes_ends_as_the_uncut_one_on_sync(name, tmp_path, small_segments):
+@pytest.mark.parametrize(("backend", "groups"), [("sync", 1), ("process", 2)])
+def test_cut_run_on_worker_processes_ends_as_the_uncut_one(
+    name, backend, groups, tmp_path, small_segments
+):
+    """One on worker processes, or in this process with the same groups: rows of one product."""
     world, changes = RUNS[name]
-    whole = train(world, tmp_path / "whole", backend="sync", **changes)
-    cut = train_with_cuts(name, tmp_path / "cut", backend="process")
+    whole = train(world, tmp_path / "whole", backend=backend, num_groups=groups, **changes)
+    cut = train_with_cuts(name, tmp_path / "cut", backend="process", num_groups=groups)
     assert contents(cut) == contents(whole)
 
 
