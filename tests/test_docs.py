@@ -91,3 +91,6 @@ def test_measured_numbers_are_those_of_the_saved_results():
     assert len(shown) > 10
     for row in shown:
         assert row in table
+    rows = [row for row in table.splitlines()[2:] if row.startswith("|")]
+    met = sum(row.endswith("| yes |") for row in rows)
+    assert f"[all {len(rows)}](docs/measured.md), {met} of which" in " ".join(readme.split())
