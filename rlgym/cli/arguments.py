@@ -63,6 +63,30 @@ def parse(kind: type[Options], argv: Sequence[str], prog: str, words: Sequence[s
     return change(kind(**values), nest(flags), {}, spell)
 
 
+def parse_run(
+    own: Options, settings: type, argv: Sequence[str], open_sections: tuple[str, ...]
+) -> tuple[Options, list[str], dict[str, Any]]:
+    """Read the command line of a verb that takes a run's settings beside flags of its own.
+
+    Args:
+        own: The verb's own flags, with their defaults.
+        settings: Dataclass of the settings; where a name is in both, the flag is the verb's own.
+        argv: What follows the verb; -h and --help are passed over.
+        open_sections: Settings whose keys are not known here; their values are read as YAML.
+
+    Returns:
+        The verb's own flags, the words, and the settings as the nested mapping of a YAML file.
+
+    Raises:
+        ConfigError: an unknown flag (the nearest is named), or one without its value.
+    """
+    names = nested_types(type(own))
+    tokens = [token for token in argv if token not in ("-h", "--help")]
+    words, flags = split(tokens, {**nested_types(settings), **names}, open_sections)
+    given = {name: flags.pop(name) for name in names if name in flags}
+    return change(own, given, {}, spell), words, nest(flags)
+
+
 def split(
     argv: Sequence[str], types: Mapping[str, Any], open_sections: tuple[str, ...] = ()
 ) -> Split:

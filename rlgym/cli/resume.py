@@ -1,15 +1,14 @@
 """`rlgym resume`: continue a run where it stopped."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from rlgym.cli.arguments import nest, show_help, spell, split, wants_help
+from rlgym.cli.arguments import parse_run, show_help, spell, wants_help
 from rlgym.cli.runs import is_run, read_run
 from rlgym.cli.train import OPEN_SECTIONS, Progress, follows
 from rlgym.config import TrainConfig, load_config, merge
 from rlgym.errors import UserError
 from rlgym.registry import require_trusted_cluster
-from rlgym.settings import nested_types
 
 PROG = "rlgym resume"
 DESCRIPTION = """\
@@ -38,17 +37,13 @@ class Shell:
 
 def run(argv: list[str]) -> int:
     """Continue the run."""
-    own = nested_types(Shell)
-    tokens = [token for token in argv if token not in ("-h", "--help")]
-    words, flags = split(tokens, {**nested_types(TrainConfig), **own}, OPEN_SECTIONS)
+    shell, words, changes = parse_run(Shell(), TrainConfig, argv, OPEN_SECTIONS)
     if wants_help(argv):
         known = load_config(f"{words[0]}/config.yaml") if words and is_run(words[0]) else None
         show_help(TrainConfig, f"{PROG} RUN", known or TrainConfig(), DESCRIPTION)
     if len(words) != 1:
         found = f"unexpected '{words[1]}'" if words else "RUN is missing"
         raise UserError(f"{found}: {PROG} takes one folder of a run, see {PROG} --help")
-    shell = merge(Shell(), {name: flags.pop(name) for name in own if name in flags}, spell=spell)
-    changes: dict[str, Any] = nest(flags)
     config = read_run(words[0], shell.trust)
     if not shell.trust and "ray" not in changes.get("collect", {}):
         require_trusted_cluster(config.collect.ray, words[0])

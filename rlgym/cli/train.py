@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from rlgym.cli.arguments import nest, show_help, spell, split, wants_help
+from rlgym.cli.arguments import parse_run, show_help, spell, wants_help
 from rlgym.config import (
     ALGOS,
     TrainConfig,
@@ -21,7 +21,7 @@ from rlgym.config import (
     to_dict,
 )
 from rlgym.errors import ConfigError, UserError
-from rlgym.settings import nested_types, suggest
+from rlgym.settings import suggest
 
 PROG = "rlgym train"
 OPEN_SECTIONS = ("env", "eval.env")
@@ -138,18 +138,13 @@ def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:
     Raises:
         UserError: a wrong flag or value, or no world.
     """
-    own = nested_types(Shell)
-    types = {**nested_types(TrainConfig), **own}
-    tokens = [token for token in argv if token not in ("-h", "--help")]
-    words, flags = split(tokens, types, open_sections=OPEN_SECTIONS)
-    shell = merge(Shell(), {name: flags.pop(name) for name in own if name in flags}, spell=spell)
+    shell, words, flags = parse_run(Shell(), TrainConfig, argv, OPEN_SECTIONS)
     if len(words) > 1:
         raise UserError(f"unexpected '{words[1]}': {PROG} takes one ENV, then flags")
     env_id = words[0] if words else flags.pop("env_id", None)
     has_world = env_id is not None or shell.config or shell.preset not in ("auto", "none")
     if not has_world and not wants_help(argv):
         raise UserError("which world? For example: rlgym train CartPole-v1 (rlgym envs lists them)")
-    flags = nest(flags)
     config, notice = _base(shell, env_id, flags)
     if shell.config is not None and config.env_id != env_id and not shell.trust:
         from rlgym.registry import require_trust  # Gymnasium: not for --help
