@@ -317,6 +317,7 @@ def markdown(cases: list[Case]) -> str:
             rows.append(f"| {world} | {case.goal:g} | not run | 0 | | |")
             continue
         low, high = details["interval"]
+        spread = "one seed" if len(case.values) == 1 else f"{low:.1f} to {high:.1f}"
         minutes = f"{details['minutes']:.1f}"
         if details.get("sb3_minutes"):
             score = "" if case.baseline is None else f", score {case.baseline:.0f}"
@@ -326,7 +327,7 @@ def markdown(cases: list[Case]) -> str:
                 theirs = f"scaled up from short runs {mine:.1f}, {theirs}"
             minutes += f" ({theirs})"
         rows.append(
-            f"| {world} | {case.goal:g} | {case.value:.1f} ({low:.1f} to {high:.1f}) "
+            f"| {world} | {case.goal:g} | {case.value:.1f} ({spread}) "
             f"| {len(case.values)} | {details['steps']:,.0f} | {minutes} |"
         )
     return "\n".join(rows)

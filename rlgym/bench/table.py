@@ -65,7 +65,8 @@ def _row(result: dict[str, Any], case: dict[str, Any]) -> str:
     value = "" if case["value"] is None else f"{case['value']:.4g}{unit}"
     if "interval" in case["details"]:
         low, high = case["details"]["interval"]
-        value += f" ({low:.4g} to {high:.4g})"
+        one = len(case["values"]) == 1
+        value += " (one seed)" if one else f" ({low:.4g} to {high:.4g})"
     goal = case["goal"]
     bound = f"{goal['on']} {goal['is']} {goal['bound']:g}"
     what = f"{result['name']}: {case['name'].rpartition(':')[2]}"
