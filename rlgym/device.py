@@ -40,6 +40,9 @@ def available() -> list[str]:
 def resolve(device: torch.device | str = "auto") -> torch.device:
     """Turn "auto", "cpu", "cuda", "cuda:1", "mps", "xpu" or "tpu" into a device that is there.
 
+    An accelerator comes with its number: libraries look it up by that, and "cuda" and "cuda:0" are
+    not equal to torch. Without one it is the one that this process has taken.
+
     Raises:
         DeviceError: when it is not; the message lists what is.
     """
@@ -54,9 +57,10 @@ def resolve(device: torch.device | str = "auto") -> torch.device:
         )
     if kind == "cpu":
         return torch.device("cpu")
-    if f"{kind}:{index or 0}" not in found:
+    fitting = [there for there in found if name in (there, there.partition(":")[0])]
+    if not fitting:
         raise DeviceError(f"device {name!r} is not there: this machine has {', '.join(found)}")
-    return torch.device(name)
+    return torch.device(fitting[0])
 
 
 @functools.cache
@@ -203,7 +207,8 @@ class GraphedFn:
         self._calls += 1
         if self._calls <= WARM_UP:
             return aside(self.fn, self.device)(*inputs)
-        copies = _copied(inputs)
+        with torch.inference_mode(False):  # else a call outside that mode could not write to them
+            copies = _copied(inputs)
         self._inputs = list(_leaves(copies))
         try:
             self._replay, self._outputs = record(lambda: self.fn(*copies), self.device)

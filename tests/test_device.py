@@ -26,11 +26,13 @@ def test_auto_takes_the_accelerator_that_the_process_has_taken(monkeypatch) -> N
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 2)
     assert device.available() == ["cuda:2", "cuda:0", "cuda:1", "cpu"]
     assert device.resolve("auto") == torch.device("cuda:2")
+    assert device.resolve("cuda") == torch.device("cuda:2")
+    assert device.resolve("cuda:1") == torch.device("cuda:1")
 
 
 def test_absent_device_lists_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "available", lambda: ["cuda:0", "cpu"])
-    assert device.resolve("cuda") == torch.device("cuda")
+    assert device.resolve("cuda") == torch.device("cuda:0")
     with pytest.raises(DeviceError, match=r"'cuda:7' is not there: this machine has cuda:0, cpu"):
         device.resolve("cuda:7")
     with pytest.raises(DeviceError, match="'mps' is not there"):

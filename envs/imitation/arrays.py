@@ -208,7 +208,7 @@ def _numpy_constant(values: Any, dtype: np.dtype) -> np.ndarray:
     return array
 
 
-@functools.lru_cache(maxsize=512)
+@functools.cache  # for good: a recorded graph knows where they are
 def _torch_constant(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype, device=device)
 

@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlgym.device import available, resolve
 from rlgym.envs.imitation.arrays import choose_rows, constant
 from rlgym.envs.imitation.joints import per_velocity, to_angles
 from rlgym.envs.imitation.kinematics import foot_positions, sole_heights
@@ -28,6 +27,7 @@ from rlgym.envs.physics.terrain import Terrain, make_terrain
 from rlgym.envs.physics.warp_model import (
     FIELDS,
     LOST_CONTACTS,
+    SHARED_ROOM,
     Parameters,
     check_memory,
     drive,
@@ -38,9 +38,10 @@ from rlgym.envs.physics.warp_model import (
     put_data,
     put_model,
     tell,
+    usable_device,
     wp,
 )
-from rlgym.errors import DeviceError, StateError
+from rlgym.errors import StateError
 
 TOUCH = 0.003
 """m above the ground below which a foot touches it, as in `mujoco.py`."""
@@ -95,9 +96,6 @@ class WarpEngine:
         self.robot, self.actuation, self.num_worlds = robot, actuation, num_worlds
         self.physics_step = actuation.time_step
         self.terrain = make_terrain(terrain)
-        if wp.config.log_level == wp.LOG_INFO:
-            wp.config.log_level = wp.LOG_WARNING  # it would tell of every module that it loads
-        wp.init()
         plain = robot.friction if friction is None else friction
         self._compiled = compiled = compile_model(
             robot, actuation, collide, self.terrain, gravity=gravity, friction=plain
@@ -181,21 +179,28 @@ class WarpEngine:
             return
         device = wp.get_device()
         if device.is_cuda and not wp.is_mempool_enabled(device):
-            self._capturing = False
-            print(
-                f"rlgym: engine warp runs without captured graphs on {self.device}, several times "
-                "slower: its driver has no memory pools (12.4 or newer has)",
-                file=sys.stderr,
-            )
+            self._call_instead("its driver has no memory pools, or they are turned off")
             return
         # on a stream of Warp's own: torch's may be the default one, which cannot be captured
         stream = wp.Stream(device) if device.is_cuda else None
-        with (
-            wp.ScopedStream(stream, sync_exit=True),
-            wp.ScopedCapture(device, stream) as captured,
-        ):
-            function()
+        try:
+            with (
+                wp.ScopedStream(stream, sync_exit=True),
+                wp.ScopedCapture(device, stream) as captured,
+            ):
+                function()
+        except RuntimeError as error:
+            self._call_instead(str(error).partition("\n")[0])
+            return
         self._graphs[name] = captured.graph
+
+    def _call_instead(self, why: str) -> None:
+        self._capturing = False
+        print(
+            f"rlgym: engine warp runs without captured graphs on {self.device}, several times "
+            f"slower: {why}",
+            file=sys.stderr,
+        )
 
     def _run(self, name: str, function: Callable[[], None]) -> None:
         """Launch what was captured, in the order of torch's work."""
@@ -300,14 +305,16 @@ class WarpEngine:
 
         Reads the device: not for every step.
         """
-        found = (self._overflow & LOST_CONTACTS) != 0
-        count = int(found.sum())
+        lost = ((self._overflow & LOST_CONTACTS) != 0).sum()
+        shared = ((self._overflow & SHARED_ROOM) != 0).sum()
+        count, everywhere = torch.stack((lost, shared)).tolist()
         self._overflow.zero_()
         if not count:
             return ""
+        # where the room that all share was too little, nobody knows whose contacts were left out
+        who = f"the {self.num_worlds}" if everywhere else f"{count} of {self.num_worlds}"
         return (
-            f"{count} of {self.num_worlds} worlds had more contacts than there is room for: give "
-            "physics.warp.max_contacts"
+            f"{who} worlds had more contacts than there is room for: give physics.warp.max_contacts"
         )
 
     def snapshot(self) -> dict[str, Any]:
@@ -455,24 +462,6 @@ class WarpEngine:
                 self._compiled, self._model, self._varied, repeat, clipped
             )
         self._capture()
-
-
-def usable_device(device: torch.device | str) -> torch.device:
-    """Return the device for Warp: an NVIDIA GPU, or the CPU where a person says so.
-
-    Raises:
-        DeviceError: there is no such GPU; the message names the engine to use instead.
-    """
-    found = [name for name in available() if name.startswith("cuda")]
-    if str(device) == "auto" and not found:
-        raise DeviceError(
-            "the engine 'warp' wants an NVIDIA GPU, and torch sees none here: use the engine "
-            "'mujoco', which is faster on a CPU (or say device cpu, to try warp without one)"
-        )
-    place = resolve(found[0] if str(device) == "auto" else device)
-    if place.type not in ("cuda", "cpu"):
-        raise DeviceError(f"the engine 'warp' cannot use {place}: use an NVIDIA GPU, or 'mujoco'")
-    return place
 
 
 @contextlib.contextmanager

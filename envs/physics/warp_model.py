@@ -17,7 +17,7 @@ import torch
 import warp as untyped_wp
 from torch import Tensor
 
-from rlgym.device import free_memory
+from rlgym.device import available, free_memory, resolve
 from rlgym.envs.physics.mujoco_model import FLOOR, Compiled, mujoco
 from rlgym.envs.physics.robots import Robot
 from rlgym.errors import DeviceError
@@ -29,6 +29,7 @@ mjw: Any = untyped_mjw
 _CONSTANTS = ("body_subtreemass", "body_invweight0", "dof_invweight0", "actuator_acc0")
 """What `mjw.set_const` computes from masses and armatures."""
 _SERVO = ("actuator_gainprm", "actuator_biasprm", "actuator_forcerange", "dof_damping")
+_DAMPING = ("dof_damping", "dof_dampingpoly", "actuator_damping", "actuator_dampingpoly")
 FIELDS: dict[str, tuple[str, ...]] = {
     "mass": ("body_mass", "body_inertia", *_CONSTANTS),
     "inertia": ("body_mass", "body_inertia", *_CONSTANTS),
@@ -49,6 +50,8 @@ LOST_CONTACTS = (
     | mjw.OverflowType.HFIELD
 )
 """Bits of a world's `overflow`: contacts were left out, for which there was no room."""
+SHARED_ROOM = mjw.OverflowType.BROADPHASE | mjw.OverflowType.NARROWPHASE
+"""Those of the room that all worlds share, which each world has when it was not enough."""
 
 ITERATIONS, LINE_SEARCH = 10, 20
 """Of the solver at most; it ends sooner when it has arrived, which takes it 2 to 4 as a rule. All
@@ -136,6 +139,9 @@ def put_model(model: Any, varied: set[str], num_worlds: int) -> Any:
     """
     fields = {field for name in varied for field in FIELDS[name]}
     device_model = mjw.put_model(model, batch_sizes=dict.fromkeys(sorted(fields), num_worlds))
+    if not any(getattr(model, name).any() for name in _DAMPING) and "viscous" not in varied:
+        # as MuJoCo does by itself: without damping its implicit part only factors masses again
+        device_model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_EULERDAMP)
     device_model.opt.warn_overflow = 0  # it would print from the device; we look at `overflow`
     return device_model
 
@@ -148,12 +154,17 @@ def put_data(model: Any, num_worlds: int, max_contacts: int | None) -> Any:
         num_worlds: B.
         max_contacts: of one world; None: as many as its geoms can have, up to 32.
     """
+    contacts, limits = _room(model, max_contacts)
+    data = mujoco.MjData(model)
+    return mjw.put_data(model, data, num_worlds, nconmax=contacts, njmax=limits)
+
+
+def _room(model: Any, max_contacts: int | None) -> tuple[int, int]:
+    """Contacts and rows of constraints of one world."""
     contacts = max_contacts or contacts_of(model)
     rows = 3 if model.opt.cone == mujoco.mjtCone.mjCONE_ELLIPTIC else 4
     # besides contacts: every joint at a limit and with friction, which a randomization may bring
-    limits = contacts * rows + 2 * model.nv
-    data = mujoco.MjData(model)
-    return mjw.put_data(model, data, num_worlds, nconmax=contacts, njmax=limits)
+    return contacts, contacts * rows + 2 * model.nv
 
 
 def contacts_of(model: Any) -> int:
@@ -175,7 +186,35 @@ def illegal_geoms(model: Any, robot: Robot) -> list[bool]:
     return [name != FLOOR and name.rpartition("/")[0] not in allowed for name in names]
 
 
-# ----- Memory -------------------------------------------------------------------------------------
+# ----- Device and memory --------------------------------------------------------------------------
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """Return the device for Warp: an NVIDIA GPU, or the CPU where a person says so.
+
+    Raises:
+        DeviceError: there is no such GPU; the message names the engine to use instead.
+    """
+    if wp.config.log_level == wp.LOG_INFO:
+        wp.config.log_level = wp.LOG_WARNING  # it would tell of every module that it loads
+    wp.init()
+    found = [name for name in available() if name.startswith("cuda")]
+    if str(device) == "auto" and not found:
+        raise DeviceError(
+            "the engine 'warp' wants an NVIDIA GPU, and torch sees none here: use the engine "
+            "'mujoco', which is faster on a CPU (or say device cpu, to try warp without one)"
+        )
+    place = resolve(found[0] if str(device) == "auto" else device)
+    if place.type not in ("cuda", "cpu"):
+        raise DeviceError(f"the engine 'warp' cannot use {place}: use an NVIDIA GPU, or 'mujoco'")
+    if place.type == "cuda" and (place.index or 0) >= wp.get_cuda_device_count():
+        major, _ = wp.get_cuda_toolkit_version()
+        raise DeviceError(
+            f"the engine 'warp' cannot use {place}, though torch sees it: Warp {wp.__version__} is "
+            f"built for CUDA {major} and wants a driver for that or newer (nvidia-smi tells which "
+            "it is for). Update the driver, install a Warp for an older CUDA, or use 'mujoco'"
+        )
+    return place
 
 
 def check_memory(
@@ -193,7 +232,7 @@ def check_memory(
         one, two = (_size(put_data(model, count, max_contacts)) for count in (1, 2))
         everything = set(FIELDS)
         parameters = _size(put_model(model, everything, 2)) - _size(put_model(model, everything, 1))
-    state = two - one
+    state = two - one + _of_a_step(model, *_room(model, max_contacts))
     each = state + parameters
     needed = num_worlds * each
     if needed > 0.9 * free:  # kernels and torch want some as well
@@ -204,6 +243,19 @@ def check_memory(
             f"{device} has {free / mib:.0f} MiB free: use num_envs {int(0.9 * free / each)} or "
             "fewer"
         )
+
+
+def _of_a_step(model: Any, contacts: int, rows: int) -> int:
+    """Bytes that a step allocates for one world: the solver's, and those of height fields.
+
+    From the shapes in `mujoco_warp/_src/solver.py` and `collision_convex.py` (4.0), rounded up.
+    """
+    nv = model.nv + 4  # padded
+    solver = 4 * (6 * rows + 2 * nv * nv + 40 * nv)
+    if not model.nhfield:
+        return solver
+    most = model.opt.ccd_iterations
+    return solver + contacts * (16 * (10 + 2 * most) + 20 * (6 + 5 * most) + 96)
 
 
 def _size(part: Any) -> int:

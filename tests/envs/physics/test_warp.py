@@ -89,6 +89,18 @@ def test_pictures_are_refused():
 
 
 @needs_warp
+@no_gpu
+def test_a_gpu_that_torch_sees_and_warp_does_not(monkeypatch):
+    from rlgym.envs.physics import warp_model
+
+    for module in (warp_model, rlgym.device):
+        monkeypatch.setattr(module, "available", lambda: ["cuda:0", "cpu"])
+    for name in ("auto", "cuda", "cuda:0"):
+        with pytest.raises(DeviceError, match=r"cannot use cuda:0, though torch sees it.*driver"):
+            make_engine("warp", "a1", DAMPED, 2, device=name)
+
+
+@needs_warp
 def test_too_many_worlds_are_refused_with_what_fits(monkeypatch):
     from rlgym.envs.physics import warp_model
 
@@ -330,7 +342,8 @@ def test_contacts_without_room_are_told_of_once():
     engine = engine_of(2, max_contacts=1)
     stand(engine)
     wobble(engine, 5)
-    assert "give physics.warp.max_contacts" in engine.overflow()
+    told = engine.overflow()
+    assert "the 2 worlds had more contacts" in told and "give physics.warp.max_contacts" in told
     assert engine.overflow() == ""
 
 
