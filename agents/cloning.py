@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from rlgym.agents.distributions import Bernoulli, Joint, allow
 from rlgym.agents.losses import box_cloning_loss, choice_cloning_loss
-from rlgym.agents.networks import one_hot
+from rlgym.agents.networks import from_zero, one_hot
 from rlgym.agents.optimizer import FlatAdam
 from rlgym.agents.policy import ActorCritic
 from rlgym.agents.rows import map_rows
@@ -243,8 +243,7 @@ def _choices(leaf: Leaf, part: Any, actions: Tensor, at: int) -> _Target:
     columns = slice(at, at + part.num_params)
     if isinstance(part, Bernoulli):
         return _Target(part, columns, actions.to(torch.float32))
-    start = torch.as_tensor(np.reshape(leaf.start, -1), device=actions.device)
-    values = actions - start
+    values = from_zero(leaf, actions)
     shown = torch.cat([one_hot(values[:, i], n) for i, n in enumerate(leaf.num_choices)], 1)
     return _Target(part, columns, shown, leaf.num_choices)
 

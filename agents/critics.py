@@ -147,8 +147,8 @@ class Ensemble(nn.Module):
         key = (x.shape[1], x.device, x.dtype, torch.is_inference_mode_enabled())
         work = self._kept.get(key)
         if work is None:
-            self._kept = {key: _Work(x, self.hidden)}  # batches have one size
-            work = self._kept[key]
+            # for good: a recorded graph knows where they are; batches have few sizes
+            work = self._kept[key] = _Work(x, self.hidden)
         self._last = (x, work)
         layer = LAYERS[self.activation]
         for (weight, bias), out, scratch in zip(

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from rlgym.config import NetworkConfig
+from rlgym.device import constant
 from rlgym.errors import SpaceError, UserError
 from rlgym.spaces import Leaf
 
 LOG_STD_RANGE = (-20.0, 2.0)
 """Bounds of a log standard deviation that a network gives (Haarnoja et al. 2018, 1801.01290)."""
 _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(16)
+_nodes, _weights = np.polynomial.hermite_e.hermegauss(16)
+_NODES, _WEIGHTS = tuple(_nodes.tolist()), tuple((_weights / _weights.sum()).tolist())
 
 
 class _Bounds(nn.Module):
@@ -66,8 +68,8 @@ def squashed_entropy(mean: Tensor, std: Tensor) -> Tensor:
     There is no closed form; sixteen Gauss-Hermite nodes give it within 0.02 nats for any mean and
     std up to 3, without noise and with a gradient.
     """
-    nodes = torch.as_tensor(_NODES, dtype=mean.dtype, device=mean.device)
-    weights = torch.as_tensor(_WEIGHTS / _WEIGHTS.sum(), dtype=mean.dtype, device=mean.device)
+    nodes = constant(_NODES, mean.dtype, mean.device)
+    weights = constant(_WEIGHTS, mean.dtype, mean.device)
     x = mean.unsqueeze(-1) + std.unsqueeze(-1) * nodes
     return (log_tanh_slope(x) * weights).sum(-1)
 

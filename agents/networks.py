@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from rlgym.agents.normalize import RunningMeanStd
 from rlgym.agents.towers import HIDDEN_GAIN
 from rlgym.config import NetworkConfig
+from rlgym.device import constant
 from rlgym.errors import UserError
 from rlgym.spaces import Layout, Leaf, Tree
 
@@ -157,10 +159,15 @@ def _width(leaf: Leaf) -> int:
 def _columns(leaf: Leaf, values: Tensor) -> Tensor:
     """One leaf's rows as (B, width) floats."""
     if leaf.num_choices:
-        start = torch.as_tensor(leaf.start, device=values.device)
-        values = (values - start).reshape(len(values), -1)
+        values = from_zero(leaf, values.reshape(len(values), -1))
         return torch.cat([one_hot(values[:, i], n) for i, n in enumerate(leaf.num_choices)], 1)
     return values.reshape(len(values), -1).to(torch.float32)
+
+
+def from_zero(leaf: Leaf, choices: Tensor) -> Tensor:
+    """(B, n) values of a leaf's choices, as numbers from 0 on."""
+    start = tuple(np.reshape(leaf.start, -1).tolist())
+    return choices - constant(start, torch.int64, choices.device) if any(start) else choices
 
 
 def one_hot(values: Tensor, num_choices: int) -> Tensor:

@@ -118,7 +118,10 @@ class PPO:
                 name="PPO's update",
                 obstacle=self._obstacle(),
             )
-        metrics, epochs = self._learning[key](self._orders(buffer, generator))
+        learn = self._learning[key]
+        metrics, epochs = learn(self._orders(buffer, generator))
+        if learn.mode == "graph":  # what a replay returns, the next one overwrites
+            metrics = {name: value.clone() for name, value in metrics.items()}
         self.n_updates += epochs
         return {**metrics, "train/n_updates": self.n_updates.clone()}
 

@@ -26,7 +26,7 @@ from rlgym.agents.policy import HeldNoise
 from rlgym.agents.soft_actions import SoftActions, check_settings
 from rlgym.config import NetworkConfig
 from rlgym.errors import UserError
-from rlgym.spaces import Layout, Tree
+from rlgym.spaces import Layout, Tree, map_tree
 
 
 class Features(nn.Module):
@@ -228,8 +228,8 @@ class SoftPolicy(nn.Module):
         return self.actions.to_world(stored)
 
     def scale_action(self, world: Tree[Tensor]) -> Tree[Tensor]:
-        """Stored actions for what a world was told: the inverse of `to_world`."""
-        return self.actions.to_stored(world)
+        """Stored actions for what a world was told, on any device: the inverse of `to_world`."""
+        return self.actions.to_stored(map_tree(lambda x: x.to(self.device), world))
 
     def initial_state(self, num_envs: int) -> None:
         """None: there is no memory."""

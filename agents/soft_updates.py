@@ -89,6 +89,7 @@ class Autograd:
             q = policy.actions.expected_q(q, self.draw)
             loss = actor_loss(q, self.draw.log_prob, self.share, temperature)
         self._fill(self.actor_optimizer, loss)
+        del self.draw  # it holds autograd's graph, and this step's memory
         return loss.detach()
 
     @staticmethod
@@ -156,7 +157,8 @@ class WrittenOut:
         if key not in self._kept:
             sizes = (x.shape[1], self.features - x.shape[1], self.size)
             members = self.policy.critics.layers.members
-            self._kept = {key: (_CriticInput(x, sizes, members), _CriticInput(x, sizes, members))}
+            # for good: a recorded graph knows where they are; batches have few sizes
+            self._kept[key] = _CriticInput(x, sizes, members), _CriticInput(x, sizes, members)
         arrays = self._kept[key]
         for array, inputs in zip(arrays, (now, later), strict=True):
             array.vector.copy_(inputs["vector"])
@@ -224,6 +226,7 @@ class WrittenOut:
             d_params, *d_own = torch.autograd.grad(
                 self.drawn, (self.params, *self.own), (d_action, d_log_prob)
             )
+            del self.drawn, self.params  # they hold autograd's graph, and this step's memory
             for parameter, gradient in zip(self.own, d_own, strict=True):
                 parameter.grad.copy_(gradient)  # type: ignore[union-attr]
             d_outputs, d_last = d_params.tensor_split((self.outputs,), 1)

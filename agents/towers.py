@@ -160,19 +160,23 @@ class Towers(nn.Module):
         whole = (part.split(CPU_ROWS) for part in (x, outputs, values, last))
         for rows, *targets in zip(*whole, strict=True):
             pair = self._pair(rows)
-            results = _forward(pair, self._params, self.activation, self._work(pair))
+            whole_piece = len(rows) == CPU_ROWS  # the rest may be of any size
+            work = self._work(pair) if whole_piece else _Work(pair, self.hidden)
+            results = _forward(pair, self._params, self.activation, work)
             for target, result in zip(targets, results, strict=True):
                 target.copy_(result)
         return outputs, values, last
 
     def _work(self, pair: Tensor) -> _Work:
-        """Arrays for this many rows; kept, because minibatches have one size."""
+        """Arrays for this many rows; kept, because minibatches have few sizes.
+
+        For good: a recorded graph knows where they are.
+        """
         # arrays made in inference mode can only be written there
         key = (pair.shape[1], pair.device, pair.dtype, torch.is_inference_mode_enabled())
         work = self._kept.get(key)
         if work is None:
-            self._kept = {key: _Work(pair, self.hidden)}
-            work = self._kept[key]
+            work = self._kept[key] = _Work(pair, self.hidden)
         return work
 
     def _pair(self, x: Tensor) -> Tensor:

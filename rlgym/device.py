@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -61,6 +62,22 @@ def resolve(device: torch.device | str = "auto") -> torch.device:
     if not fitting:
         raise DeviceError(f"device {name!r} is not there: this machine has {', '.join(found)}")
     return torch.device(fitting[0])
+
+
+def constant(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(Nested) tuples of numbers as a tensor on `device`; made once and shared, do not write there.
+
+    What is recorded cannot copy from the host, so it takes its constants from here.
+    """
+    if torch.compiler.is_compiling():  # a tracer's tensor must not be kept
+        return torch.tensor(values, dtype=dtype, device=device)
+    return _constant(values, dtype, device)
+
+
+@functools.cache  # for good: a recorded graph knows where they are
+def _constant(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # else autograd could not use it later
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 @functools.cache
@@ -181,6 +198,7 @@ class GraphedFn:
         self.device = device
         self.name = name or getattr(fn, "__name__", "a function")
         self._calls = 0
+        self._first: Callable[..., Any] | None = None
         self._inputs: list[Tensor] = []
         self._outputs: Any = None
         self._replay: Callable[[], None] | None = None
@@ -206,14 +224,16 @@ class GraphedFn:
             return self.fn(*inputs)
         self._calls += 1
         if self._calls <= WARM_UP:
-            return aside(self.fn, self.device)(*inputs)
+            self._first = self._first or aside(self.fn, self.device)
+            return self._first(*inputs)
         with torch.inference_mode(False):  # else a call outside that mode could not write to them
             copies = _copied(inputs)
         self._inputs = list(_leaves(copies))
         try:
             self._replay, self._outputs = record(lambda: self.fn(*copies), self.device)
         except (RuntimeError, NotImplementedError) as error:
-            self._say(str(error).partition("\n")[0])
+            # CUDA tells last that the recording is void, and why before that
+            self._say(str(error.__context__ or error).partition("\n")[0])
             self.mode = "eager"
             return self.fn(*inputs)
         self._replay()
@@ -225,18 +245,31 @@ class GraphedFn:
 
 def record(fn: Callable[[], Any], device: torch.device) -> tuple[Callable[[], None], Any]:
     """Record what `fn` launches, without running it; returns what replays it, and its outputs."""
+    gc.collect()  # a graph that is freed during the recording of another would break it
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
-        outputs = fn()
+    with torch.cuda.device(device):
+        here = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                outputs = fn()
+        except BaseException:
+            torch.cuda.set_stream(here)  # torch stays on its own where a recording breaks
+            _BROKEN.append(graph)
+            raise
     return graph.replay, outputs
+
+
+_BROKEN: list[Any] = []
+"""Graphs whose recording broke: the allocator may ask them for as long as the process lives."""
 
 
 def aside(fn: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
     """`fn` on a stream of its own, as what will be recorded must first be run."""
+    stream = torch.cuda.Stream(device)
 
     def run(*inputs: Any) -> Any:
         with torch.cuda.device(device):
-            here, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+            here = torch.cuda.current_stream()
             stream.wait_stream(here)
             with torch.cuda.stream(stream):
                 outputs = fn(*inputs)

@@ -2,9 +2,12 @@
 
 While a function is recorded, each operation is noted with the very tensors it took and gave; a
 replay runs the operations on them again, and Python not at all. So whatever Python decided, counted
-or read during the recording is frozen, as in a CUDA graph; reading a value and drawing random
-numbers are refused, as there.
+or read during the recording is frozen, as in a CUDA graph; reading a value, drawing random numbers
+and bringing numbers from the host are refused, as there.
 """
+
+import contextlib
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,7 +35,7 @@ class Tape(TorchDispatchMode):
 def record(fn, device):
     """In place of `rlgym.device.record`: runs `fn` once, which is the first replay."""
     tape = Tape()
-    with tape:
+    with tape, _nothing_from_the_host():
         outputs = fn()
     fresh = [True]
 
@@ -48,6 +51,24 @@ def record(fn, device):
                         kept.copy_(new)
 
     return replay, outputs
+
+
+@contextlib.contextmanager
+def _nothing_from_the_host():
+    def refusing(name):
+        make = getattr(torch, name)
+
+        def checked(data, *args, **kwargs):
+            if not isinstance(data, torch.Tensor):
+                raise RuntimeError(f"torch.{name} copies from the host, which capturing refuses")
+            return make(data, *args, **kwargs)
+
+        return mock.patch.object(torch, name, checked)
+
+    with contextlib.ExitStack() as stack:
+        for name in ("tensor", "as_tensor", "from_numpy"):
+            stack.enter_context(refusing(name))
+        yield
 
 
 def with_graphs(monkeypatch):

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlgym import device
+
 Array = Any
 """A numpy array or a torch tensor."""
 
@@ -197,7 +199,7 @@ def constant(values: Any, like: Array) -> Array:
     The array is made once and shared: do not write into it.
     """
     if isinstance(like, torch.Tensor):
-        return _torch_constant(values, like.dtype, like.device)
+        return device.constant(values, like.dtype, like.device)
     return _numpy_constant(values, like.dtype)
 
 
@@ -208,15 +210,10 @@ def _numpy_constant(values: Any, dtype: np.dtype) -> np.ndarray:
     return array
 
 
-@functools.cache  # for good: a recorded graph knows where they are
-def _torch_constant(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)
-
-
 def indices(values: tuple[int, ...], like: Array) -> Array:
     """Turn a tuple of indices into an array that indexes arrays such as `like`; made once."""
     if isinstance(like, torch.Tensor):
-        return _torch_constant(values, torch.int64, like.device)
+        return device.constant(values, torch.int64, like.device)
     return _numpy_constant(values, _INTEGER)
 
 

@@ -105,6 +105,6 @@ def _numpy_columns(robot: Robot) -> Columns:
     )
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache  # for good: a recorded graph knows where they are
 def _torch_columns(robot: Robot, device: torch.device) -> Columns:
     return Columns(*(torch.as_tensor(values, device=device) for values in _numpy_columns(robot)))

@@ -62,7 +62,7 @@ class Transfer:
     def wait(self) -> None:
         """Let what comes next on the device see what was brought; the host does not wait."""
         if self._stream is not None:
-            torch.accelerator.current_stream(self.device).wait_stream(self._stream)
+            self._now().wait_stream(self._stream)
 
     def fetch(self, group: int, tree: Tree[Tensor]) -> Tree[Tensor]:
         """The same tree on the host, once it is there; overwritten by the group's next one."""
@@ -76,9 +76,13 @@ class Transfer:
         map_tree(lambda target, source: target.copy_(source, non_blocking=True), kept, tree)
         if self._is_async:
             done = torch.Event(device=self.device)
-            done.record()
+            done.record(self._now())
             done.synchronize()
         return kept
+
+    def _now(self) -> Any:
+        """The stream that the policy computes on; the device need not be the process's own one."""
+        return torch.accelerator.current_stream(self.device)
 
     # ------------------------------------------------------------------ the device's time
     def begin(self) -> None:
@@ -92,12 +96,12 @@ class Transfer:
                     torch.Event(device=self.device, enable_timing=True),
                 )
             )
-        self._clocks[self._used][0].record()
+        self._clocks[self._used][0].record(self._now())
 
     def end(self) -> None:
         """Note that it has them; between `begin` and `end` it is busy."""
         if self._is_async:
-            self._clocks[self._used][1].record()
+            self._clocks[self._used][1].record(self._now())
             self._used += 1
 
     def busy(self) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from rlgym.device import has_float64
 from rlgym.errors import UserError
 from rlgym.rollout.collector import CollectStats
 from rlgym.settings import suggest
@@ -223,13 +224,19 @@ def _event(step: int, **content: Any) -> Any:
 
 
 def _read(metrics: Mapping[str, float | torch.Tensor]) -> dict[str, float]:
-    """Return floats; tensors cross from their device in one transfer."""
-    tensors = [v.detach().reshape(()) for v in metrics.values() if isinstance(v, torch.Tensor)]
-    numbers = iter(torch.stack([t.to(torch.float64) for t in tensors]).tolist() if tensors else [])
-    return {
-        name: next(numbers) if isinstance(value, torch.Tensor) else float(value)
-        for name, value in metrics.items()
-    }
+    """Return floats; tensors cross from each device in one transfer, for counts may be a host's."""
+    on_device: dict[torch.device, list[str]] = {}
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, torch.Tensor):
+            on_device.setdefault(value.device, []).append(name)
+        else:
+            numbers[name] = float(value)
+    for device, names in on_device.items():
+        exact = torch.float64 if has_float64(device) else torch.float32
+        parts = [torch.as_tensor(metrics[name]).detach().reshape(()).to(exact) for name in names]
+        numbers.update(zip(names, torch.stack(parts).tolist(), strict=True))
+    return {name: numbers[name] for name in metrics}
 
 
 def _step_of(line: str) -> float:

@@ -333,6 +333,16 @@ def test_the_actor_waits_for_its_turn():
     assert int(metrics["health/skipped_updates"]) == 0
 
 
+def test_arrays_of_a_step_stay_where_a_recorded_one_would_look_for_them():
+    own = learner(OBS, TORQUES, algo=SACConfig(actor_every=3))
+    layers = [own.policy.actor.layers, own.policy.critics.layers, own.policy.target.layers]
+    run(own, 3)  # with the actor, and twice without
+    kept = [dict(part._kept) for part in layers]
+    assert len(kept[0]) == 2  # the batch's rows, and with the actor twice as many
+    run(own, 6)
+    assert [dict(part._kept) for part in layers] == kept
+
+
 def test_settings_reach_the_optimisers():
     cfg = SACConfig(
         learning_rate=1e-3, critic_learning_rate=2e-3, learning_rate_schedule="linear",

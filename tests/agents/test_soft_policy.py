@@ -69,6 +69,8 @@ def test_actions_belong_to_the_space_and_are_stored_as_critics_take_them(kind, m
     again = policy.to_world(stored)
     for (_, want), (_, got) in zip(leaves(policy, world), leaves(policy, again), strict=True):
         assert torch.equal(got, want)
+    elsewhere = policy.to("meta").scale_action(world)  # a device that holds no numbers
+    assert {values.device.type for _, values in leaves(policy, elsewhere)} == {"meta"}
 
 
 @pytest.mark.parametrize("kind", ["box", "mixed", "gsde"])

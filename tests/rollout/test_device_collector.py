@@ -121,18 +121,29 @@ def test_learning_in_a_recorded_graph_is_learning(monkeypatch):
     assert str(same) == str(log)
 
 
-@pytest.mark.parametrize("case", ["normalised", "kl", "memory", "squashed"])
+class Counted(Short):
+    """The same in whole numbers that do not begin at 0."""
+
+    observation_space = spaces.MultiDiscrete([30, 4], start=[-9, 2])
+
+    def observe(self, state):
+        return torch.stack((state[:, 0].floor(), state[:, 1] + 2), 1).long()
+
+
+@pytest.mark.parametrize("case", ["normalised", "kl", "memory", "squashed", "counted"])
 def test_other_policies_are_recorded_too(monkeypatch, case):
     network = {
         "normalised": NetworkConfig(hidden=(8,), normalize_obs=True),
         "kl": NetworkConfig(hidden=(8,)),
         "memory": NetworkConfig(hidden=(8,), recurrent="gru", recurrent_size=4),
         "squashed": NetworkConfig(hidden=(8,), squash=True),
+        "counted": NetworkConfig(hidden=(8,)),
     }[case]
+    world = {"squashed": Walk, "counted": Counted}.get(case, Short)
     schedule = {"learning_rate_schedule": "kl", "target_kl": 0.01} if case == "kl" else {}
 
     def train():
-        made = parts(Walk() if case == "squashed" else Short(), network=network)
+        made = parts(world(), network=network)
         cfg = PPOConfig(num_steps=8, minibatch_size=16, epochs=2, **schedule)
         learner, generator = PPO(made.policy, cfg), torch.Generator().manual_seed(1)
         for i in range(7):
