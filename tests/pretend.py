@@ -3,8 +3,9 @@ tried where there is none.
 
 Each storage remembers its place. What an accelerator refuses is refused: tensors of two places in
 one operation (a host's number beside a device's tensors aside), numpy's view of a device's tensor,
-a generator of another place, pinning what is not a host's. It shows that everything is where it
-should be; it says nothing of an accelerator's arithmetic, streams or speed.
+a generator of another place, pinning what is not a host's, and a copy from place to place while a
+graph is recorded (`tests.tape`). It shows that everything is where it should be; it says nothing of
+an accelerator's arithmetic, streams or speed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests import tape
+
 HOST, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
 STRICT = ("cat", "stack", "mm", "addmm", "bmm", "baddbmm", "mv", "dot")
 """Operations that take no number of the host's among a device's tensors."""
@@ -27,6 +30,11 @@ CROSSING = ("copy_", "_copy_from", "set_")
 def place_of(tensor: torch.Tensor) -> torch.device:
     """Where a tensor pretends to be."""
     return getattr(tensor.untyped_storage(), "place", HOST)
+
+
+def _cross(here: torch.device, there: torch.device) -> None:
+    if here != there and tape.recording:
+        raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
 
 
 def _put(nested, place: torch.device):
@@ -94,6 +102,7 @@ class _Python(TorchFunctionMode):
         assert generator is None or generator.device == place, f"{name}: generator, {place}"
         out = func(*args, **kwargs)
         if name in ("as_tensor", "asarray") and isinstance(args[0], torch.Tensor):
+            _cross(place_of(out), place)
             return out if place_of(out) == place else _put(out.clone(), place)
         return _put(out, place)
 
@@ -119,6 +128,7 @@ class _Python(TorchFunctionMode):
         out = source.to(**kwargs) if kwargs.get("dtype") else source
         if place is None or place == before:
             return out
+        _cross(before, place)
         return _put(out.clone() if out is source else out, place)
 
 
@@ -131,7 +141,9 @@ class _Kernels(TorchDispatchMode):
         taken = _tensors((args, kwargs))
         places = [place_of(tensor) for tensor in taken]
         on_device = DEVICE in places
-        if on_device and name not in CROSSING:
+        if on_device and name in CROSSING:
+            _cross(*places[:2])
+        elif on_device:
             self._refuse(func, args, kwargs, taken, places)
         out = func(*args, **kwargs)
         if on_device and name not in CROSSING:

@@ -12,6 +12,8 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+recording: list["Tape"] = []
+"""The tape that runs, while one does."""
 REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "randperm", "rand", "normal_")
 REFUSED += ("uniform_", "multinomial", "bernoulli_", "randint", "random_", "exponential_")
 
@@ -36,7 +38,11 @@ def record(fn, device):
     """In place of `rlgym.device.record`: runs `fn` once, which is the first replay."""
     tape = Tape()
     with tape, _nothing_from_the_host():
-        outputs = fn()
+        recording.append(tape)
+        try:
+            outputs = fn()
+        finally:
+            recording.clear()
     fresh = [True]
 
     def replay():
