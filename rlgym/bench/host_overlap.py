@@ -60,7 +60,7 @@ def bench_host_overlap(
             collector.env.close()
     one, two = found
     case = Case(
-        f"{world}, {num_envs} worlds, {workers} workers, policy on {place}: workers wait",
+        f"{world}, {num_envs} worlds, {workers} workers, policy on {place}, workers wait",
         "share of a rollout",
         median(share["workers"] for share in two),
         0.05,
