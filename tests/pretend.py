@@ -1,11 +1,11 @@
-"""A pretend accelerator: tensors of "cuda:0" that lie in the host's memory, so that a run can be
-tried where there is none.
+"""A pretend accelerator: tensors of "cuda:0" or "mps:0" that lie in the host's memory, so that a
+run can be tried where there is none.
 
 Each storage remembers its place. What an accelerator refuses is refused: tensors of two places in
 one operation (a host's number beside a device's tensors aside), numpy's view of a device's tensor,
-a generator of another place, pinning what is not a host's, and a copy from place to place while a
-graph is recorded (`tests.tape`). It shows that everything is where it should be; it says nothing of
-an accelerator's arithmetic, streams or speed.
+a generator of another place, pinning what is not a host's, double precision on Apple's, and a copy
+from place to place while a graph is recorded (`tests.tape`). It shows that everything is where it
+should be; it says nothing of an accelerator's arithmetic, streams or speed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tape
 
-HOST, DEVICE = torch.device("cpu"), torch.device("cuda", 0)
+HOST = torch.device("cpu")
 STRICT = ("cat", "stack", "mm", "addmm", "bmm", "baddbmm", "mv", "dot")
 """Operations that take no number of the host's among a device's tensors."""
 CROSSING = ("copy_", "_copy_from", "set_")
@@ -39,6 +39,8 @@ def _cross(here: torch.device, there: torch.device) -> None:
 
 def _put(nested, place: torch.device):
     for tensor in _tensors(nested):
+        if place.type == "mps" and tensor.dtype == torch.float64:
+            raise TypeError("the MPS framework doesn't support float64")
         tensor.untyped_storage().place = place
     return nested
 
@@ -54,7 +56,7 @@ def _tensors(nested) -> list[torch.Tensor]:
 
 def _resolve(device) -> torch.device:
     asked = torch.device(device)
-    return DEVICE if asked.type == "cuda" else asked
+    return asked if asked.type == "cpu" else torch.device(asked.type, asked.index or 0)
 
 
 class Generator(torch.Generator):
@@ -77,10 +79,10 @@ class _Python(TorchFunctionMode):
         if func == torch.Tensor.device.__get__:
             return place_of(args[0])
         if func == torch.Tensor.is_cuda.__get__:
-            return place_of(args[0]) == DEVICE
+            return place_of(args[0]).type == "cuda"
         forced = name == "numpy" and kwargs.get("force")
         if name in ("numpy", "__array__") and not forced and place_of(args[0]) != HOST:
-            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+            raise TypeError("can't convert a device's tensor to numpy")
         if name == "pin_memory":
             assert place_of(args[0]) == HOST, "only a host's tensor can be pinned"
             return args[0].clone()
@@ -108,7 +110,7 @@ class _Python(TorchFunctionMode):
 
     def _move(self, func, name, args, kwargs):
         source, *rest = args
-        place = HOST if name == "cpu" else DEVICE if name == "cuda" else None
+        place = {"cpu": HOST, "cuda": torch.device("cuda", 0)}.get(name)
         wanted = kwargs.pop("device", None)
         kept = []
         for value in rest if name == "to" else []:
@@ -140,19 +142,19 @@ class _Kernels(TorchDispatchMode):
         name = func.overloadpacket.__name__
         taken = _tensors((args, kwargs))
         places = [place_of(tensor) for tensor in taken]
-        on_device = DEVICE in places
-        if on_device and name in CROSSING:
+        device = next((place for place in places if place != HOST), None)
+        if device is not None and name in CROSSING:
             _cross(*places[:2])
-        elif on_device:
+        elif device is not None:
             self._refuse(func, args, kwargs, taken, places)
         out = func(*args, **kwargs)
-        if on_device and name not in CROSSING:
-            _put(out, DEVICE)
+        if device is not None and name not in CROSSING:
+            _put(out, device)
         return out
 
     def _refuse(self, func, args, kwargs, taken, places):
         name = func.overloadpacket.__name__
-        if name in ("index", "_unsafe_index", "index_put_", "index_put") and places[0] == DEVICE:
+        if name in ("index", "_unsafe_index", "index_put_", "index_put") and places[0] != HOST:
             return  # indices may be the host's
         numbers = name not in STRICT
         hosts = [
@@ -205,11 +207,11 @@ class _Event:
 
 
 @contextlib.contextmanager
-def accelerator() -> Iterator[None]:
-    """Pretend that this process has one, "cuda:0"."""
+def accelerator(kind: str = "cuda") -> Iterator[None]:
+    """Pretend that this process has one, "cuda:0" or "mps:0"."""
     has = {
         "is_available": lambda: True,
-        "current_accelerator": lambda: torch.device("cuda"),
+        "current_accelerator": lambda: torch.device(kind),
         "device_count": lambda: 1,
         "current_device_index": lambda: 0,
         "synchronize": lambda device=None: None,

@@ -39,7 +39,7 @@ RUNS = {
 }
 
 
-def run_twice(case, where):
+def run_twice(case, where, device="cuda"):
     """Train, score, save; then go on from what was saved."""
     world, backend, algo, network = RUNS[case]
     rlgym.train(
@@ -47,7 +47,7 @@ def run_twice(case, where):
         run_dir=where,
         preset=None,
         console="off",
-        device="cuda",
+        device=device,
         backend=backend,
         num_envs=4,
         total_steps=160,
@@ -79,6 +79,15 @@ def test_everything_is_where_it_should_be(tmp_path, case, monkeypatch, capfd):
     assert "is not a graph" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if "torques" in case else pytest.mark.slow) for case in RUNS],
+)
+def test_a_run_needs_no_double_precision(tmp_path, case):
+    with pretend.accelerator("mps"):
+        run_twice(case, tmp_path / "run", "mps")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", RUNS)
 def test_a_run_on_an_accelerator_logs_saves_and_goes_on(tmp_path, case, capfd):
@@ -103,6 +112,7 @@ def device_of(shape=(2,)):
         lambda: torch.rand(2, device="cuda", generator=torch.Generator()),
         lambda: device_of().normal_(generator=torch.Generator()),
         lambda: torch.rand(2, generator=torch.Generator("cuda")),
+        lambda: torch.ones(2, device="mps").to(torch.float64),
         lambda: torch.autograd.grad((device_of().requires_grad_() * 2).sum() * torch.ones(2), []),
     ],
 )
