@@ -23,8 +23,8 @@ from tests import tape
 HOST = torch.device("cpu")
 STRICT = ("cat", "stack", "mm", "addmm", "bmm", "baddbmm", "mv", "dot")
 """Operations that take no number of the host's among a device's tensors."""
-CROSSING = ("copy_", "_copy_from", "set_")
-"""Operations between places; `.to` is the other one, see `_Python`."""
+CROSSING = "copy_"
+"""The operation between places; `.to` is the other one, see `_Python`."""
 
 
 def place_of(tensor: torch.Tensor) -> torch.device:
@@ -112,20 +112,15 @@ class _Python(TorchFunctionMode):
         source, *rest = args
         place = {"cpu": HOST, "cuda": torch.device("cuda", 0)}.get(name)
         wanted = kwargs.pop("device", None)
-        kept = []
         for value in rest if name == "to" else []:
             if isinstance(value, torch.Tensor):
-                wanted = place_of(value)
-                kwargs.setdefault("dtype", value.dtype)
+                wanted, kwargs["dtype"] = place_of(value), value.dtype
             elif isinstance(value, str | torch.device):
                 wanted = value
-            elif value is not None:
-                kept.append(value)
+            elif isinstance(value, torch.dtype):
+                kwargs["dtype"] = value
         if wanted is not None:
             place = _resolve(wanted)
-        for value in kept:
-            if isinstance(value, torch.dtype):
-                kwargs["dtype"] = value
         before = place_of(source)
         out = source.to(**kwargs) if kwargs.get("dtype") else source
         if place is None or place == before:
@@ -143,12 +138,12 @@ class _Kernels(TorchDispatchMode):
         taken = _tensors((args, kwargs))
         places = [place_of(tensor) for tensor in taken]
         device = next((place for place in places if place != HOST), None)
-        if device is not None and name in CROSSING:
+        if device is not None and name == CROSSING:
             _cross(*places[:2])
         elif device is not None:
             self._refuse(func, args, kwargs, taken, places)
         out = func(*args, **kwargs)
-        if device is not None and name not in CROSSING:
+        if device is not None and name != CROSSING:
             _put(out, device)
         return out
 

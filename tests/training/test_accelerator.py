@@ -59,9 +59,8 @@ def run_twice(case, where, device="cuda"):
     rlgym.resume(where, total_steps=320, console="off")
     lines = scalars(where, but=("time",))
     assert lines[-1]["step"] >= 320
-    assert np.isfinite(
-        [line["train/n_updates"] for line in lines if "train/n_updates" in line]
-    ).all()
+    updates = [line["train/n_updates"] for line in lines if "train/n_updates" in line]
+    assert updates[-1] > updates[0] > 0
     return rlgym.load_policy(where)
 
 
@@ -113,11 +112,15 @@ def device_of(shape=(2,)):
         lambda: device_of().normal_(generator=torch.Generator()),
         lambda: torch.rand(2, generator=torch.Generator("cuda")),
         lambda: torch.ones(2, device="mps").to(torch.float64),
-        lambda: torch.autograd.grad((device_of().requires_grad_() * 2).sum() * torch.ones(2), []),
+        lambda: (device_of().requires_grad_() * 2).sum() * torch.ones(2),
     ],
 )
 def test_the_check_can_fail(wrong):
-    with pretend.accelerator(), pytest.raises((RuntimeError, TypeError, AssertionError)):
+    said = "two devices|numpy|generator|float64"
+    with (
+        pretend.accelerator(),
+        pytest.raises((RuntimeError, TypeError, AssertionError), match=said),
+    ):
         wrong()
 
 
