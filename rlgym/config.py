@@ -264,6 +264,9 @@ class TrainConfig:
     """Seconds of wall time after which the run ends as if it were done."""
     torch_threads: int | None = None
     """Threads for tensor operations; None chooses by network size."""
+    matmul_precision: Literal["highest", "high", "medium"] | None = None
+    """Of float32 matrix products while it trains: high may round factors to TF32, medium to
+    bfloat16, where the hardware is faster so; None leaves it to torch (highest)."""
     algo: PPOConfig | SACConfig = field(default_factory=PPOConfig)
     """Hyperparameters of the algorithm."""
     network: NetworkConfig = field(default_factory=NetworkConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -17,6 +18,8 @@ from torch import Tensor
 from rlgym.errors import DeviceError
 
 Mode = Literal["auto", "graph", "compile", "eager"]
+Precision = Literal["highest", "high", "medium"]
+"""Torch's names for how float32 matrix products are computed."""
 WARM_UP = 3
 """Calls of a `GraphedFn` that run as they are before one is captured: libraries set themselves up
 in the first, and allocate for good."""
@@ -88,6 +91,22 @@ def has_float64(device: torch.device) -> bool:
     except (RuntimeError, TypeError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def arithmetic(threads: int, precision: Precision | None) -> Iterator[None]:
+    """Compute with so many threads and so precise matrix products; afterwards as before."""
+    threads_before = torch.get_num_threads()
+    before = None if precision is None else torch.get_float32_matmul_precision()
+    torch.set_num_threads(threads)
+    if precision is not None:
+        torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads_before)
+        if before is not None:
+            torch.set_float32_matmul_precision(before)
 
 
 def synchronize(device: torch.device) -> None:

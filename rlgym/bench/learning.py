@@ -4,14 +4,13 @@ Each seed of each world trains in a fresh process with the world's preset, then 
 plays 100 deterministic episodes in Gymnasium's own world. Where rl-zoo publishes a number for
 Stable-Baselines3, `--baseline` trains that too on this machine, in turn with ours, for the wall
 time. Every finished run is one line in a file, and a run that stands there is not repeated. Our
-runs live beside that file until they are scored: one that was interrupted, perhaps after an hour,
-continues from its last checkpoint.
+runs live beside that file: one that was interrupted, perhaps after an hour, continues from its last
+checkpoint, and one that was scored can be watched, exported or trained further.
 """
 
 import hashlib
 import json
 import math
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -107,7 +106,7 @@ def bench_learning(
         timed_steps: with --baseline, compare the minutes of two short runs of so many steps, ours
             and SB3's in turn and without evaluations, scaled up to the whole length.
         results: file of finished runs, one JSON line each; runs in it are not repeated. Beside it,
-            in a folder of its name, are the runs that go on, for TensorBoard and to be continued.
+            in a folder of its name, are our runs, for TensorBoard and to be continued.
         steps: environment steps instead of the preset's, for ours and theirs (for trials).
         table: print what stands in the file, train nothing.
         quick: one seed for 2,000 steps, to see that everything works.
@@ -204,7 +203,6 @@ def _train(key: dict[str, Any], log: "RunLog") -> dict[str, Any]:
     )
     record = {**key, **outcome, "commit": commit()}
     log.add(record)
-    shutil.rmtree(run_dir, ignore_errors=True)
     score = f"{record['score']:.1f}" if whole else f"{key['steps']} steps scaled up,"
     name = f"{key['world']} {algo} {key['side']} seed {key['seed']}"
     say(f"{name}: {score} in {record['minutes']:.1f} min")
@@ -236,7 +234,7 @@ class RunLog:
         return None
 
     def run_dir(self, key: dict[str, Any]) -> Path:
-        """Return the folder in which the run of a key trains until it is scored."""
+        """Return the folder of the run of a key."""
         world, algo = key["world"].rpartition(":")[2], key["algo"] or "ppo"
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
         return self.path.with_suffix("") / f"{world}-{algo}-seed{key['seed']}-{digest}"

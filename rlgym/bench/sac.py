@@ -17,6 +17,7 @@ import gymnasium
 import torch
 
 from rlgym.bench.harness import Case, Result, in_fresh_process, paired_case, say
+from rlgym.device import Precision, arithmetic
 
 WORLDS = ("HalfCheetah-v5", "Pendulum-v1")
 HIDDEN = 256
@@ -42,6 +43,7 @@ def bench_sac(
     threads: tuple[int, ...] = (1, 2),
     repeats: int = 5,
     steps: int = 1000,
+    matmul_precision: Precision | None = None,
     quick: bool = False,
 ) -> Result:
     """Environment steps per second of SAC at one update per step, against SB3's.
@@ -51,6 +53,7 @@ def bench_sac(
         threads: numbers of torch threads, the same for both sides.
         repeats: repetitions of each side, taken in turn, each in a fresh process.
         steps: environment steps on the clock in each.
+        matmul_precision: of float32 matrix products, the same for both sides and the limit.
         quick: one short repetition on one world, to see that everything works.
     """
     if quick:
@@ -58,7 +61,7 @@ def bench_sac(
     cases: list[Case] = []
     for name in world:
         for count in threads:
-            cases += _compare(name, count, repeats, steps)
+            cases += _compare(name, count, repeats, steps, matmul_precision)
             for case in cases[-2:]:
                 say(case.line())
     measured = (
@@ -69,13 +72,16 @@ def bench_sac(
     return Result("sac", measured, tuple(cases), quick)
 
 
-def _compare(world: str, threads: int, repeats: int, steps: int) -> list[Case]:
+def _compare(
+    world: str, threads: int, repeats: int, steps: int, precision: Precision | None
+) -> list[Case]:
     """Measure one world at one number of threads, everything in turn."""
     overlapped = threads > 1
     found: dict[str, list[Any]] = {"limit": [], "ours": [], "sb3": [], "overlap": []}
-    how = {"world": world, "threads": threads, "steps": steps}
+    same = {"world": world, "threads": threads, "precision": precision}
+    how = {**same, "steps": steps}
     for repeat in range(repeats):
-        found["limit"].append(_fresh("matmul_limit", world=world, threads=threads))
+        found["limit"].append(_fresh("matmul_limit", **same))
         found["ours"].append(_fresh("our_rate", seed=repeat, **how))
         found["sb3"].append(_fresh("sb3_rate", seed=repeat, **how))
         if overlapped:
@@ -88,6 +94,7 @@ def _compare(world: str, threads: int, repeats: int, steps: int) -> list[Case]:
     share = statistics.median(rates["ours"]) / limit
     details = {
         "threads": threads,
+        "matmul_precision": precision,
         "limit_steps_per_second": limit,
         "limit_gflops_per_second": statistics.median(run["gflops"] for run in found["limit"]),
         "gflop_per_update": found["limit"][0]["gflop"],
@@ -191,18 +198,19 @@ def products(obs: int, actions: int) -> list[Product]:
     ]
 
 
-def matmul_limit(*, world: str, threads: int, seconds: float = 1.0) -> dict[str, float]:
+def matmul_limit(
+    *, world: str, threads: int, precision: Precision | None = None, seconds: float = 1.0
+) -> dict[str, float]:
     """Time the matrix products of an update in a row (a fresh process).
 
     Returns:
         "rate": updates per second that they would allow; "gflop" of an update; "gflops" per second.
     """
-    torch.set_num_threads(threads)
     env = gymnasium.make(world)
     obs, actions = (space.shape[0] for space in (env.observation_space, env.action_space))  # type: ignore[index]
     env.close()
     update = products(obs, actions)
-    with torch.inference_mode():
+    with torch.inference_mode(), arithmetic(threads, precision):
         calls = [_faster_form(product) for product in update]
         spent = _seconds_per_pass(calls, seconds)
     gflop = sum(product.flop for product in update) / 1e9
@@ -305,7 +313,13 @@ class Clock:
 
 
 def our_rate(
-    *, world: str, threads: int, steps: int, seed: int, overlap: bool = False
+    *,
+    world: str,
+    threads: int,
+    steps: int,
+    seed: int,
+    precision: Precision | None = None,
+    overlap: bool = False,
 ) -> dict[str, Any]:
     """Train with SB3's default settings of SAC and our normal loop, logs included.
 
@@ -324,6 +338,7 @@ def our_rate(
             seed=seed,
             total_steps=WARM_UP + steps,
             torch_threads=threads,
+            matmul_precision=precision,
             backend="process" if overlap else "sync",
             algo={"learning_starts": RANDOM_STEPS, "batch_size": BATCH, "overlap": overlap},
             eval={"every": 0, "episodes": 1},
@@ -332,11 +347,12 @@ def our_rate(
     return clock.outcome()
 
 
-def sb3_rate(*, world: str, threads: int, steps: int, seed: int) -> dict[str, Any]:
+def sb3_rate(
+    *, world: str, threads: int, steps: int, seed: int, precision: Precision | None = None
+) -> dict[str, Any]:
     """Train SB3's SAC with its default settings and return the rate (a fresh process)."""
     from rlgym.bench.baselines import AfterEachStep, ZooSettings, make_sb3
 
-    torch.set_num_threads(threads)
     total = WARM_UP + steps
     settings = ZooSettings(total_steps=total, algo={"learning_starts": RANDOM_STEPS})
     model = make_sb3(world, seed, algo="sac", settings=settings)
@@ -346,5 +362,6 @@ def sb3_rate(*, world: str, threads: int, steps: int, seed: int) -> dict[str, An
         times[count] = time.perf_counter()
         return True
 
-    model.learn(total, callback=AfterEachStep(note))
+    with arithmetic(threads, precision):
+        model.learn(total, callback=AfterEachStep(note))
     return {"rate": steps / (times[total] - times[WARM_UP])}

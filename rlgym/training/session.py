@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rlgym.config import TrainConfig, save_config
+from rlgym.device import arithmetic
 from rlgym.errors import CheckpointError, PeerLostError, UserError
 from rlgym.registry import EDITOR, WorldFactory
 from rlgym.rollout.collector import CollectStats, HostCollector, set_generator
@@ -124,7 +125,6 @@ class Run:
             self.shuffle = torch.Generator(self.device).manual_seed(int(seeds[2]) + group.rank)
             cloned = start_cloning(self, new=snapshot is None)
             self.collector: Any = self._make_collector(noise)
-            self._threads_before = torch.get_num_threads()
             self.signals = Signals(rescue=self._save_boundary)
             self.logger: Logger | Silent = self._make_logger(console, new=snapshot is None)
             if cloned:
@@ -199,29 +199,26 @@ class Run:
         Raises:
             SystemExit: a signal ended the run; it was saved at the last boundary.
         """
-        torch.set_num_threads(self.config.torch_threads or 1)
-        try:
-            with self.signals:
-                try:
-                    self._algorithm.learn(self)
-                except Interrupted as interrupted:
-                    self.stopped = str(interrupted)
-                    self._save_boundary()
-                    self.logger.note(f"{self.stopped}; rlgym resume {self.run_dir} continues it")
-                except torch.OutOfMemoryError:  # others use the device too, or the estimate was low
-                    self._save_boundary()
-                    about = (self.config, self.env, self.policy, self.device)
-                    raise UserError(shortage(*about, free=None)) from None
-                except Exception as error:
-                    self._save_boundary()  # a world that fails for good must not cost the run
-                    ending = self.signals.received is not None
-                    if not (ending and isinstance(error, PeerLostError)):  # they had it as well
-                        raise
-                    self.stopped = str(error)
-                finally:
-                    self.close()
-        finally:
-            torch.set_num_threads(self._threads_before)
+        numerics = arithmetic(self.config.torch_threads or 1, self.config.matmul_precision)
+        with numerics, self.signals:
+            try:
+                self._algorithm.learn(self)
+            except Interrupted as interrupted:
+                self.stopped = str(interrupted)
+                self._save_boundary()
+                self.logger.note(f"{self.stopped}; rlgym resume {self.run_dir} continues it")
+            except torch.OutOfMemoryError:  # others use the device too, or the estimate was low
+                self._save_boundary()
+                about = (self.config, self.env, self.policy, self.device)
+                raise UserError(shortage(*about, free=None)) from None
+            except Exception as error:
+                self._save_boundary()  # a world that fails for good must not cost the run
+                ending = self.signals.received is not None
+                if not (ending and isinstance(error, PeerLostError)):  # they had it as well
+                    raise
+                self.stopped = str(error)
+            finally:
+                self.close()
         if self.signals.exit_code is not None:
             raise SystemExit(self.signals.exit_code)
         return self

@@ -62,6 +62,20 @@ def test_run_folder(tmp_path):
     assert run.stopped == "all 500 steps are done"
 
 
+def test_threads_and_precision_are_the_runs_own_and_put_back(tmp_path):
+    seen = []
+
+    class Look:
+        def on_rollout(self, run, buffer):
+            seen.append((torch.get_num_threads(), torch.get_float32_matmul_precision()))
+
+    threads = torch.get_num_threads()
+    settings = {"backend": "sync", "total_steps": 500, "torch_threads": threads + 1}
+    train("CartPole-v1", tmp_path, hooks=Look(), matmul_precision="medium", **settings)
+    assert set(seen) == {(threads + 1, "medium")}
+    assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (threads, "highest")
+
+
 def test_scalars_have_the_names_of_the_field(tmp_path):
     train(TOY + "RewardTerms-v0", tmp_path, backend="sync", total_steps=400)
     train(TOY + "Counter-v0", tmp_path / "success", backend="sync", total_steps=400)
