@@ -228,8 +228,9 @@ class SAC:
         self.policy.load_state_dict(parts["model"])
         for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(parts[name])
-        with torch.no_grad():
-            self.log_temperature.copy_(state["log_temperature"])
+        if self.cfg.temperature is None:  # a fixed one may have changed on the way
+            with torch.no_grad():
+                self.log_temperature.copy_(state["log_temperature"])
         self.updates = int(state["n_updates"])
 
 

@@ -122,6 +122,11 @@ def _check_sac(config: TrainConfig, algo: SACConfig) -> None:
         raise ConfigError(
             "network.squash is false, and SAC bounds its actions by tanh: set it to true"
         )
+    if algo.demonstrations is not None and config.wrappers.normalize_reward:
+        raise ConfigError(
+            "algo.demonstrations have no running deviation by which wrappers.normalize_reward "
+            "divides: set one of the two to its default, or wrappers.reward_scale instead"
+        )
     least = config.num_envs * max(2 * algo.num_steps, algo.n_step)
     if algo.buffer_size < least:
         raise ConfigError(

@@ -286,7 +286,10 @@ def _rows(
         found = _map(observed, obs, next_obs)
     out = np.where(is_final, np.int32(FINAL), flags[source])
     quiet = np.where(out == FINAL, np.float32(0), rewards[source])
-    mask = None if mask is None else mask[picked]
+    if mask is not None:
+        mask = mask[picked]
+        if next_obs is not None:  # what was allowed after the last step is not known
+            mask[final] = True
     return Demonstrations(found, _map(lambda a: a[picked], actions), quiet, out, mask=mask)
 
 

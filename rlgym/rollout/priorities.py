@@ -73,8 +73,8 @@ class Priorities:
         shape = (len(self.levels), batch_size, 1)
         noise = torch.rand(shape, generator=generator, device=generator.device).to(device)
         strata = torch.arange(batch_size, device=device)[:, None]
-        # 1 - 2^-24 keeps the last share below 1 after rounding
-        noise[0].add_(strata).mul_((1.0 - 2.0**-24) / batch_size)
+        # the last share may round to 1, and would then lie behind every row
+        noise[0].add_(strata).mul_(1.0 / batch_size).clamp_(max=1.0 - 2.0**-24)
         sums = self.levels[0].cumsum(1)[0]
         total = sums[-1]
         row = torch.searchsorted(sums, noise[0, :, 0] * total, right=True)

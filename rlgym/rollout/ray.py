@@ -281,6 +281,8 @@ class RayCollector:
         self._begun: list[Any] = [None] * len(worlds.actors)
         """By actor: the answer that it owes; None while it is idle."""
         self._prepared = False
+        self._begins = np.zeros(worlds.num_envs, np.bool_)
+        """Slots that begin new episodes, of which nothing has come yet."""
 
     def start(self, obs: Any, info: dict[str, Any]) -> None:
         """Episodes begin with the first rollout, when the actors get the policy."""
@@ -371,6 +373,7 @@ class RayCollector:
                 raise WorldError(f"actor {index}: {_cause(error)}") from None
             rows = worlds.columns(index)
             _write(buffer.last_obs, first["obs"], rows)
+            self._begins[rows] = True
             if buffer.all_masks is not None:
                 buffer.all_masks[-1, rows] = torch.tensor(first["mask"]).to(buffer.device)
 
@@ -406,10 +409,13 @@ class RayCollector:
             rows = self.worlds.columns(index)
             for name in ("rewards", "terminated", "truncated", "active", "episode_start"):
                 host[name][:, rows] = 0
+            # what a lost actor's slots saw last is still to be theirs, and not the new episode's
+            host["episode_start"][0, rows] = self._begins[rows]
             for _, tensor in tree_items(self.buffer.all_obs):
                 tensor[:-1, rows] = tensor[-1:, rows]
             if self.buffer.all_masks is not None:
                 self.buffer.all_masks[:-1, rows] = self.buffer.all_masks[-1:, rows]
+        self._begins[:] = False
 
     def _fill(self, rows: slice, answer: dict[str, Any]) -> list[Finals]:
         """Copy a rollout into an actor's columns; its last observations, numbered as ours."""

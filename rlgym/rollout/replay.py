@@ -136,7 +136,8 @@ class ReplayBuffer(Ring):
     ) -> None:
         """Append recorded episodes, each to the slot that holds the fewest rows.
 
-        Like everything in a ring, they leave it when newer rows need the room.
+        Like everything in a ring, they leave it when newer rows need the room. Of an old run's
+        buffer that is larger than this one, the oldest rows are gone at once.
 
         Args:
             demonstrations: what `rlgym.rollout.demonstrations.load` returned.
@@ -144,13 +145,18 @@ class ReplayBuffer(Ring):
                 None when they are the same. Not used for demonstrations that are stored already.
 
         Raises:
-            UserError: they do not fit.
+            UserError: what was recorded for the purpose does not fit.
         """
-        if len(demonstrations.flags) > self.capacity:
-            raise UserError(
-                f"{len(demonstrations.flags):,} rows of demonstrations do not fit a buffer of "
-                f"{self.capacity:,}: pass --algo.buffer-size {len(demonstrations.flags)}"
-            )
+        episodes = list(demonstrations.episodes())
+        slots = self._share(episodes)
+        if not demonstrations.stored:
+            taken = np.bincount(slots, [last - first for first, last in episodes])
+            if taken.max() > self.num_rows - 1:
+                raise UserError(
+                    f"{len(demonstrations.flags):,} rows of demonstrations do not fit the "
+                    f"{self.num_rows - 1:,} rows of each of {self.num_envs} slots, in whole "
+                    f"episodes: pass --algo.buffer-size {int(taken.max()) * self.num_envs}"
+                )
         actions = demonstrations.actions
         if scale_action is not None and not demonstrations.stored:
             actions = scale_action(actions)
@@ -160,17 +166,21 @@ class ReplayBuffer(Ring):
             everything = torch.ones(len(demonstrations.flags), self._mask_size, dtype=torch.bool)
             values["mask"] = everything if mask is None else mask
         self._cut(np.flatnonzero(self._pending))
-        for first, last in demonstrations.episodes():
-            if last - first >= self.num_rows:
-                raise UserError(
-                    f"a demonstration of {last - first} rows does not fit the {self.num_rows - 1} "
-                    f"of each slot: pass --algo.buffer-size {(last - first) * self.num_envs}"
-                )
-            rows = slice(first, last)
+        for slot, (first, last) in zip(slots, episodes, strict=True):
+            rows = slice(max(first, last - self.num_rows + 1), last)
             part = {name: value[rows] for name, value in values.items()}
             flags = demonstrations.flags[rows]
-            self._append(int(self._heads.argmin()), part, demonstrations.rewards[rows], flags)
+            self._append(slot, part, demonstrations.rewards[rows], flags)
         self._publish()
+
+    def _share(self, episodes: list[tuple[int, int]]) -> list[int]:
+        """Choose a slot for each episode: the one that was given the fewest rows so far."""
+        heads, slots = self._heads.copy(), []
+        for first, last in episodes:
+            slot = int(heads.argmin())
+            heads[slot] += last - first
+            slots.append(slot)
+        return slots
 
     def mark_saved(self) -> None:
         super().mark_saved()

@@ -84,7 +84,8 @@ class Ring:
         self._pending = np.zeros(num_envs, np.bool_)  # the newest transition may still change
         self._dirty = False
         self._transitions = 0
-        self._changed: list[np.ndarray] = []
+        self._changed: list[np.ndarray] = []  # rows that hold another transition than before
+        self._counted: list[np.ndarray] = []  # rows of which only `left` is new
         self._source: tuple[Any, list[tuple[str, Any]], list[tuple[str, Any]]] = (None, [], [])
         self._expected: np.ndarray | None = None  # next row of each slot while segments are loaded
 
@@ -292,7 +293,7 @@ class Ring:
                 )
                 at = rows % self.num_rows * self.num_envs + slot
                 self._host["left"][at] = final - rows
-                self._changed.append(at)
+                self._counted.append(at)
         self._starts[slots] = self._heads[slots]
 
     def _store(self, prefix: str, tree: Tree[Tensor], at: np.ndarray, source: np.ndarray) -> None:
@@ -311,16 +312,16 @@ class Ring:
     def _publish(self) -> None:
         """Bring what the host decided to the device, and new rows into the priorities."""
         self._dirty = True
-        changed, self._changed = self._changed, []
-        if self._shared and self._priorities is None:
-            return
-        at = np.unique(np.concatenate(changed))
-        rows = torch.from_numpy(at).to(self.device)
+        changed, counted = self._changed, self._counted
+        self._changed, self._counted = [], []
         if not self._shared:
+            at = np.unique(np.concatenate(changed + counted))
+            rows = torch.from_numpy(at).to(self.device)
             for name, array in self._host.items():
                 values = torch.from_numpy(array[at]).to(self.device)
                 self._copies[name].index_copy_(0, rows, values)
         if self._priorities is not None:
+            rows = torch.from_numpy(np.unique(np.concatenate(changed))).to(self.device)
             self._priorities.fresh(rows, self._copies["flags"].index_select(0, rows) < FINAL)
 
     # ------------------------------------------------------------------ saving
@@ -481,7 +482,7 @@ class Ring:
         if self._priorities is not None:
             if "priorities" not in state:
                 raise CheckpointError(
-                    "the saved replay buffer has no priorities: pass --no-algo.prioritized"
+                    "the saved replay buffer has no priorities: pass --algo.prioritized false"
                 )
             self._priorities.load_state(state)
         self._heads, self._pending = heads.copy(), pending.copy()

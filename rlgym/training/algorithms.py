@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,14 @@ from rlgym.agents.policy import ActorCritic
 from rlgym.agents.ppo import PPO
 from rlgym.agents.sac import SAC
 from rlgym.agents.soft_policy import SoftPolicy
-from rlgym.config import NetworkConfig, PPOConfig, SACConfig, TrainConfig, WrapperConfig
+from rlgym.config import (
+    NetworkConfig,
+    PPOConfig,
+    SACConfig,
+    TrainConfig,
+    WrapperConfig,
+    load_config,
+)
 from rlgym.errors import CheckpointError, ConfigError, UserError
 from rlgym.registry import WorldFactory, make
 from rlgym.rollout.buffer import RolloutBuffer
@@ -144,12 +152,21 @@ class OffPolicy:
         """Put the demonstrations, if there are any, into a new run's replay buffer.
 
         Raises:
-            UserError: their file does not fit the world.
+            UserError: they do not fit the world, or its wrappers.
         """
-        if self.algo.demonstrations is not None and run.replay is not None:
-            layouts = run.env.obs_layout, run.env.action_layout
-            found = read_demonstrations(self.algo.demonstrations, *layouts)
-            run.replay.add_demonstrations(found, run.policy.scale_action)
+        path, replay = self.algo.demonstrations, run.replay
+        if path is None or replay is None:
+            return
+        found = read_demonstrations(path, run.env.obs_layout, run.env.action_layout)
+        wrappers = run.config.wrappers
+        if found.stored:
+            _require_same_rewards(Path(path), wrappers)
+        else:
+            found.rewards = _wrapped_rewards(found.rewards, wrappers)
+        replay.add_demonstrations(found, run.policy.scale_action)
+        if replay.size < found.size:
+            text = f"of {found.size:,} steps in {path} the buffer holds {replay.size:,}"
+            run.logger.note(text)
 
 
 def algorithm(algo: PPOConfig | SACConfig) -> OnPolicy | OffPolicy:
@@ -179,13 +196,18 @@ def goal_reward(config: TrainConfig, world: WorldFactory | None) -> ComputeRewar
 
     Raises:
         UserError: the world has none.
-        ConfigError: rewards are normalised, so that old ones have another scale.
+        ConfigError: rewards are normalised, so that old ones have another scale; or goals stacked.
     """
     wrappers = config.wrappers
     if wrappers.normalize_reward:
         raise ConfigError(
             "algo.hindsight computes rewards anew, and wrappers.normalize_reward scales them as "
             "they come: set one of the two to its default"
+        )
+    if wrappers.frame_stack > 1:
+        raise ConfigError(
+            "algo.hindsight asks the world about one goal, and wrappers.frame_stack joins several: "
+            "set one of the two to its default"
         )
     env = make(world or config.env_id, **config.env)  # stays open: the function may ask it
     compute = getattr(env.unwrapped, "compute_reward", None)
@@ -199,10 +221,32 @@ def goal_reward(config: TrainConfig, world: WorldFactory | None) -> ComputeRewar
 
 
 def _wrapped(compute: ComputeReward, wrappers: WrapperConfig) -> ComputeReward:
-    scale, bound = wrappers.reward_scale, wrappers.clip_reward
-
     def rewards(achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:
-        found = np.asarray(compute(achieved, desired, info), np.float32) * np.float32(scale)
-        return found if bound is None else np.clip(found, -bound, bound)
+        return _wrapped_rewards(compute(achieved, desired, info), wrappers)
 
     return rewards
+
+
+def _wrapped_rewards(rewards: Any, wrappers: WrapperConfig) -> np.ndarray:
+    """What the run's wrappers make of rewards that did not come through them."""
+    found = np.asarray(rewards, np.float32) * np.float32(wrappers.reward_scale)
+    bound = wrappers.clip_reward
+    return found if bound is None else np.clip(found, -bound, bound)
+
+
+def _require_same_rewards(run_dir: Path, wrappers: WrapperConfig) -> None:
+    """Refuse the buffer of a run whose rewards were made another way.
+
+    Raises:
+        UserError: names the settings of that run.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        return
+    theirs = load_config(run_dir / "config.yaml").wrappers
+    names = ("reward_scale", "clip_reward")
+    if any(getattr(theirs, name) != getattr(wrappers, name) for name in names):
+        flags = (f"--wrappers.{n.replace('_', '-')} {getattr(theirs, n)}" for n in names)
+        raise UserError(
+            f"the rewards in the buffer of {run_dir} were scaled another way than this run's: "
+            f"pass {' '.join(flags)}"
+        )

@@ -66,9 +66,14 @@ def shortage(
 ) -> str:
     """Say what each part needs and what would fit; `free` bytes, None where they are gone."""
     needed = parts(config, env, policy, device)
+    if not needed:
+        return (
+            f"{describe(device)} has no memory left: use a smaller --algo.batch-size, "
+            "--algo.buffer-size or network"
+        )
     listed = ", ".join(f"{name} {_gib(size)}" for name, size in needed.items())
     text = f"{env.num_envs} worlds need about {_gib(sum(needed.values()))} ({listed})"
-    if free is None or not needed:
+    if free is None:
         return f"{text}, more than {describe(device)} has left: use fewer worlds (--num-envs)"
     fits, beyond = 1, env.num_envs
     while beyond - fits > max(fits // 100, 1):

@@ -125,6 +125,7 @@ def resume(
     if total_steps is not None:
         settings["total_steps"] = total_steps
     config = merge(old, settings)
+    _check_demonstrations(old, config)
     check_world(config, world)
     if world is None and not trust and "env_id" not in settings:
         require_trust(config.env_id, folder)
@@ -155,6 +156,20 @@ def _config(
     env = settings.get("env") or {}
     tensors = asks_for_tensors(settings)
     return merge(starting_config(env_id, preset, algo_named(settings), env, tensors), settings)
+
+
+def _check_demonstrations(old: TrainConfig, config: TrainConfig) -> None:
+    """Refuse to add demonstrations to the buffer of a run that goes on.
+
+    Raises:
+        UserError: names how to use them.
+    """
+    before, now = (getattr(cfg.algo, "demonstrations", None) for cfg in (old, config))
+    if now not in (before, None):
+        raise UserError(
+            "algo.demonstrations go into a new run's replay buffer, and this run has begun: start "
+            "a new one with them"
+        )
 
 
 def _own_network(network: Any, settings: dict[str, Any]) -> Any:

@@ -38,6 +38,12 @@ SPACES = {
         {},
         {},
     ),
+    "switches": (
+        OBS,
+        spaces.Dict({"arm": TORQUES, "gear": spaces.Discrete(3), "on": spaces.MultiBinary(2)}),
+        {},
+        {},
+    ),
 }
 
 
@@ -260,6 +266,9 @@ def test_a_saved_learner_goes_on_bit_for_bit(case):
     for name, value in one.state_dict().items():
         assert torch.equal(value, two.state_dict()[name]), name
     assert not torch.equal(one.state_dict()["log_temperature"], saved["log_temperature"])
+    fixed = learner(obs_space, action_space, network, SACConfig(temperature=0.5), **build)
+    fixed.load_state_dict(saved)  # a changed setting counts from there on
+    assert fixed.log_temperature.exp().item() == pytest.approx(0.5)
 
 
 def test_a_checkpoint_of_another_policy_is_refused():

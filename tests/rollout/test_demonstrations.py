@@ -81,6 +81,7 @@ def test_masks_of_a_file_stay_with_their_steps(tmp_path):
     demos = load(tmp_path / "demos.npz", PAIR, choice)
     kept = demos.mask[demos.flags < FINAL]
     np.testing.assert_array_equal(kept, allowed)
+    assert demos.mask[demos.flags == FINAL].all()  # nobody said, so nothing is forbidden
     np.savez(tmp_path / "wide.npz", **arrays, action_masks=allowed[:, :2])
     with pytest.raises(UserError, match=r"'action_masks' has shape \[7, 2\], .* have \[7, 3\]"):
         load(tmp_path / "wide.npz", PAIR, choice)
@@ -199,11 +200,16 @@ def test_nothing_in_a_file_runs(tmp_path):
 def test_demonstrations_larger_than_the_buffer(tmp_path):
     save(tmp_path / "demos.npz", **steps(*ROWS))
     demos = load(tmp_path / "demos.npz", PAIR, ONE)
-    with pytest.raises(UserError, match=r"11 rows .* buffer of 10: pass --algo.buffer-size 11"):
+    with pytest.raises(UserError, match=r"11 rows .* do not fit the 10 .* --algo.buffer-size 11"):
         filled(demos, capacity=10)
+    assert filled(demos, capacity=11).size == 7
+    # episodes of 3, 3, 2 and 3 rows stay whole: one of two slots takes 5, the other 6
+    with pytest.raises(UserError, match=r"the 5 rows of each of 2 slots.* --algo.buffer-size 12"):
+        filled(demos, num_envs=2, capacity=10)
+    assert filled(demos, num_envs=2, capacity=12).size == 7
     long = steps(*[(k, 0, "") for k in range(12)])
     save(tmp_path / "long.npz", **long)
-    with pytest.raises(UserError, match=r"13 rows does not fit the 7 of each slot: .* 26"):
+    with pytest.raises(UserError, match=r"13 rows .* the 7 rows of each of 2 slots, .* 26"):
         filled(load(tmp_path / "long.npz", PAIR, ONE), num_envs=2, capacity=13)
 
 
@@ -240,6 +246,21 @@ def test_the_buffer_of_an_old_run(tmp_path, num_envs, idle):
             history.rows[n][-1][3] |= 2
             history.rows[n].append([history.now[n], None, 0.0, 4])
     check_against(history, replay)
+
+
+def test_an_old_buffer_that_is_larger_loses_its_oldest_rows(tmp_path):
+    history = History(1, seed=3)
+    run_folder(tmp_path, history)
+    demos = load(tmp_path, PAIR, ONE)
+    whole, small = (ReplayBuffer(size, 1, PAIR, ONE, gamma=0.9) for size in (400, 7))
+    for replay in (whole, small):
+        replay.add_demonstrations(demos)
+    seen = []
+    for replay in (whole, small):
+        batch = replay.sample(2000, seeded())
+        seen.append(sorted({float(count) for count in batch.obs[batch.weights > 0, 1]}))
+    assert len(seen[1]) == small.size <= 7 < len(seen[0])
+    assert seen[1] == seen[0][-small.size :]
 
 
 def test_the_buffer_of_a_run_in_another_world(tmp_path):

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from rlgym.errors import UserError
 from rlgym.rollout.buffer import Finals, RolloutBuffer
 from rlgym.rollout.hindsight import Hindsight, rows_left
+from rlgym.rollout.priorities import Prioritized
 from rlgym.rollout.replay import ReplayBuffer
 from rlgym.spaces import Layout
 from tests.rollout.test_replay import restore
@@ -143,6 +144,22 @@ def test_no_share_changes_nothing():
     one, two = plain.sample(64, seeded()), relabelled.sample(64, seeded())
     assert torch.equal(one.rewards, two.rewards) and torch.equal(one.index, two.index)
     assert torch.equal(one.obs["desired_goal"], two.obs["desired_goal"])
+
+
+def test_the_end_of_an_episode_leaves_what_was_learned_of_its_rows():
+    walk = Walk(2)
+    settings = {"gamma": 0.5, "prioritized": Prioritized()}
+    plain = ReplayBuffer(80, 2, GOALS, ONE, **settings)
+    relabelled = ReplayBuffer(80, 2, GOALS, ONE, hindsight=Hindsight(0.8, closeness), **settings)
+    for turn in range(30):
+        rollout = walk.rollout(1)
+        for buffer in (plain, relabelled):
+            buffer.add(rollout)
+            rows = buffer.sample(8, seeded(turn)).index
+            buffer.set_priorities(rows, rows.float() % 7)
+        weights = [buffer.state()["priorities"] for buffer in (plain, relabelled)]
+        assert torch.equal(*weights)
+    assert len(weights[0].unique()) > 3
 
 
 def test_a_restored_buffer_relabels_alike():

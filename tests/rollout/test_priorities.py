@@ -44,6 +44,14 @@ def test_the_root_is_cut_into_equal_shares():
         assert rows.tolist() == [0, 1, 2, 2]
 
 
+@pytest.mark.parametrize("batch_size", [4, 50, 100, 800])
+def test_the_largest_number_that_can_be_drawn_falls_on_a_row(monkeypatch, batch_size):
+    # 1 - 2^-24, the largest below 1 in float32, in the last of 50 shares is 1 after rounding
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(*shape, 1.0 - 2.0**-24))
+    rows, weights = build([1.0] * 5000).draw(batch_size, seeded())
+    assert rows[-1] == 4999 and (rows < 5000).all() and torch.isfinite(weights).all()
+
+
 def test_importance_weights_by_hand():
     # P = 1/4, 1/4, 1/2 of three rows: (3 P)^-beta = (4/3)^beta, (4/3)^beta, (2/3)^beta; the largest
     # becomes 1, so the last is 2^-beta

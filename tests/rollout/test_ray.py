@@ -111,6 +111,13 @@ def test_sac_learns_from_whoever_is_ready(cluster, tmp_path):
     assert max(watch.lags) >= 1
     assert run.replay.size > 0.9 * run.state.env_steps
     assert run.learner.updates > 100 and run.health["restarts"] == 1
+    # what is learned from happened so, the episodes that were lost included
+    batch = run.replay.sample(4000, torch.Generator().manual_seed(0))
+    speed = batch.obs[:, 2] + 0.05 * (15 * batch.obs[:, 1] + 3 * 2 * batch.actions[:, 0])
+    counts = batch.weights > 0
+    torch.testing.assert_close(
+        speed.clamp(-8, 8)[counts], batch.next_obs[:, 2][counts], atol=1e-3, rtol=0
+    )
 
 
 @pytest.mark.slow

@@ -57,3 +57,6 @@ def test_memory_that_ends_during_a_run_is_explained(tmp_path):
         rlgym.train(
             "CartPole-v1", run_dir=tmp_path, backend="device", console="off", hooks=Greedy()
         )
+    with pytest.raises(UserError, match=r"no memory left: .*--algo.buffer-size"):
+        changes = {"algo": {"name": "sac"}, "hooks": Greedy(), "console": "off"}
+        rlgym.train("Pendulum-v1", run_dir=tmp_path / "sac", **changes)

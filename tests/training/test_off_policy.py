@@ -414,6 +414,9 @@ def test_hindsight_is_refused_where_it_cannot_be(tmp_path):
     with pytest.raises(ConfigError, match="normalize_reward"):
         changes = {"wrappers": {"normalize_reward": True}, "algo": {"hindsight": 0.5}}
         train(Goals, tmp_path / "b", **changes)
+    with pytest.raises(ConfigError, match="frame_stack"):
+        changes = {"wrappers": {"frame_stack": 2}, "algo": {"hindsight": 0.5}}
+        train(Goals, tmp_path / "c", **changes)
 
 
 def test_demonstrations_are_in_the_buffer_from_the_start_but_not_again_on_resume(tmp_path):
@@ -436,5 +439,22 @@ def test_demonstrations_are_in_the_buffer_from_the_start_but_not_again_on_resume
     assert 0.2 < float((rewards == 7).float().mean()) < 0.5
     run = rlgym.resume(tmp_path / "run", 80, console="off")
     assert run.replay.size == 120
+    for other in ("nowhere.npz", str(tmp_path / "run")):
+        with pytest.raises(UserError, match="start a new one with them"):
+            rlgym.resume(tmp_path / "run", 90, console="off", algo={"demonstrations": other})
     with pytest.raises(UserError, match=r"nowhere\.npz"):
         train("Pendulum-v1", tmp_path / "b", algo={"demonstrations": str(tmp_path / "nowhere.npz")})
+
+    # rewards of a file go through the run's wrappers; those of a run went through its own
+    changes["wrappers"] = {"reward_scale": 0.5, "clip_reward": 3.0}
+    run = train("Pendulum-v1", tmp_path / "c", total_steps=70, **changes)
+    rewards = run.replay.sample(2000, torch.Generator().manual_seed(0)).rewards
+    assert rewards.max() == 3.0 and rewards.min() >= -3.0
+    changes["algo"] = {"demonstrations": str(tmp_path / "c"), "buffer_size": 100}
+    run = train("Pendulum-v1", tmp_path / "d", total_steps=64, **changes)
+    assert run.replay.size >= 98
+    with pytest.raises(UserError, match=r"--wrappers.reward-scale 0.5 --wrappers.clip-reward 3.0"):
+        train("Pendulum-v1", tmp_path / "e", algo=changes["algo"])
+    with pytest.raises(ConfigError, match="normalize_reward"):
+        changes["wrappers"] = {"normalize_reward": True}
+        train("Pendulum-v1", tmp_path / "f", **changes)
