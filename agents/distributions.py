@@ -114,6 +114,8 @@ def allow(logits: Tensor, mask: Tensor | None) -> Tensor:
 def _gumbel(*shape: int, generator: torch.Generator) -> Tensor:
     # argmax(logits + Gumbel noise) is a sample of softmax(logits) (Maddison et al. 2014, 1411.0030)
     uniform = torch.rand(*shape, generator=generator, device=generator.device)
+    # a 0 would make minus infinity of it, which even a forbidden choice outdoes
+    uniform.clamp_(min=torch.finfo(uniform.dtype).tiny)
     return -torch.log(-torch.log(uniform))
 
 

@@ -407,7 +407,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(f"{file}: larger than {MAX_FILE_BYTES} bytes, so it is not a config")
     try:
         text = file.read_text(encoding="utf-8")
-        _check_events(text)
+        check_events(text)
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -416,7 +416,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(f"{file}{line}: {' '.join(str(problem).split())}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{file}: not a text file in UTF-8") from None
-    except ValueError as error:  # an impossible date, for one, or what _check_events refuses
+    except ValueError as error:  # an impossible date, for one, or what check_events refuses
         raise ConfigError(f"{file}: {error}") from None
     if values is None:  # an empty file, or one of comments, changes nothing
         return {}
@@ -516,8 +516,13 @@ def _preset_text(name: str) -> str:
     return (resources.files("rlgym.configs") / f"{name}.yaml").read_text("utf-8")
 
 
-def _check_events(text: str) -> None:
-    """Refuse YAML that would take for ever to read, before it is read."""
+def check_events(text: str) -> None:
+    """Refuse YAML that would take for ever to read, before it is read.
+
+    Raises:
+        ConfigError: it has aliases, or is nested too deep.
+        yaml.YAMLError: it is no YAML.
+    """
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):  # nested ones grow a page into gigabytes
@@ -527,4 +532,4 @@ def _check_events(text: str) -> None:
         elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
             depth -= 1
         if depth > MAX_DEPTH:
-            raise ConfigError(f"nested more than {MAX_DEPTH} deep, so it is not a config")
+            raise ConfigError(f"nested more than {MAX_DEPTH} deep: nobody wrote it by hand")

@@ -6,15 +6,16 @@ It is data: nothing in it is run or imported. docs/robots.md has one that works.
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rlgym.config import check_events
 from rlgym.envs.physics.robots import Foot, Leg, Robot
-from rlgym.errors import WorldError
-from rlgym.settings import suggest
+from rlgym.errors import ConfigError, WorldError
+from rlgym.settings import short, suggest
 
 MAX_BYTES = 1 << 20
 PER_JOINT = ("sign", "offset", "kp", "kd", "torque_limit", "lower", "upper", "default_pose")
@@ -34,9 +35,11 @@ def read_robot(path: str | Path) -> Robot:
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise WorldError(f"there is no robot file {path}, or it is larger than 1 MB")
     try:
-        fields = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise WorldError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        text = path.read_text("utf-8")
+        check_events(text)
+        fields = yaml.safe_load(text)
+    except (yaml.YAMLError, ConfigError, ValueError) as error:  # an impossible date, for one
+        raise WorldError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
         raise WorldError(f"{path} must be a mapping of a robot's fields, as in docs/robots.md")
     fields = {"name": path.stem} | DEFAULTS | _known(fields, Robot, path)
@@ -96,11 +99,16 @@ def _spread(value: Any, count: int, where: str) -> Any:
     """Repeat a number, or the numbers of one leg, for all `count` joints."""
     values = list(value) if isinstance(value, list | tuple) else [value]
     for one in values:
-        if isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one):
-            raise WorldError(f"{where}: {one!r} is not a number")
+        if isinstance(one, bool) or not _is_number(one):
+            raise WorldError(f"{where}: {short(one)} is not a number")
     if values and len(values) < count and count % len(values) == 0:
         values *= count // len(values)
     return tuple(float(one) for one in values)
+
+
+def _is_number(value: Any) -> bool:
+    # compared, because a whole number of a thousand digits fits no float
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -109,6 +117,6 @@ def _plain(value: Any, where: str) -> Any:
         return tuple(_plain(one, where) for one in value)
     if isinstance(value, Foot | Leg | str | bool):
         return value
-    if isinstance(value, int | float) and math.isfinite(value):
+    if _is_number(value):
         return float(value)
-    raise WorldError(f"{where}: {value!r} is not a number, a text or a list of them")
+    raise WorldError(f"{where}: {short(value)} is not a number, a text or a list of them")

@@ -287,7 +287,7 @@ class Slots:
 
     def _begin_episode(self, slot: int) -> None:
         """Tell the end of the episode before; what came before a first action is no reward."""
-        if slot in self._told:
+        if slot in self._told or self._resetting:  # a lost player's last rewards stay
             return
         self.rows.reward[slot] = 0.0
         if self.rows.terms is not None:

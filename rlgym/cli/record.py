@@ -45,6 +45,9 @@ def run(argv: list[str]) -> int:
     """Film and say where the film is."""
     wanted = parse(Options, argv, "rlgym record", ("target",))
     path = film_path(wanted)
+    for name in ("episodes", "max_steps"):
+        if getattr(wanted, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
     from rlgym.report.film import import_imageio, open_film
 
     imageio = import_imageio(path)

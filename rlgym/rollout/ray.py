@@ -280,6 +280,8 @@ class RayCollector:
         self.version = 0
         self._begun: list[Any] = [None] * len(worlds.actors)
         """By actor: the answer that it owes; None while it is idle."""
+        self._asked = [0.0] * len(worlds.actors)
+        """By actor: when it was asked for that."""
         self._prepared = False
         self._begins = np.zeros(worlds.num_envs, np.bool_)
         """Slots that begin new episodes, of which nothing has come yet."""
@@ -379,20 +381,24 @@ class RayCollector:
 
     def _dispatch(self, index: int) -> None:
         self._begun[index] = self.worlds.actors[index].collect.remote(*self._order)
+        self._asked[index] = perf_counter()
 
     def _answers(self, needed: int) -> dict[int, dict[str, Any]]:
         """At least `needed` rollouts, by actor; those that are lost over it are replaced."""
         found: dict[int, dict[str, Any]] = {}
         while len(found) < needed:
             owed = {ref: i for i, ref in enumerate(self._begun) if ref is not None}
-            ready, _ = ray.wait(list(owed), num_returns=1, timeout=self.worlds.patience)
+            due = {ref: self._asked[i] + self.worlds.patience for ref, i in owed.items()}
+            left = max(min(due.values()) - perf_counter(), 0.0)
+            ready, _ = ray.wait(list(owed), num_returns=1, timeout=left)
             more, _ = ray.wait(list(owed), num_returns=len(owed), timeout=0)
-            late = not ready
-            for ref in list(owed) if late else {*ready, *more}:
+            done, now = {*ready, *more}, perf_counter()
+            late = {ref for ref in owed if ref not in done and due[ref] <= now}
+            for ref in [*done, *late]:
                 index = owed[ref]
                 self._begun[index] = None
                 try:
-                    found[index] = ray.get(ref, timeout=0 if late else None)
+                    found[index] = ray.get(ref, timeout=0 if ref in late else None)
                 except LOST as error:
                     self.worlds.replace(index, error)
                     self._prepare([index])

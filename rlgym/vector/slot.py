@@ -141,6 +141,34 @@ class Slot:
         if self._has_mask:
             self._write_mask(info, arrays, row)
 
+    def begin(
+        self,
+        seed: int | None,
+        options: dict[str, Any] | None,
+        arrays: StepArrays,
+        row: int,
+        started: bool,
+    ) -> Loss | None:
+        """As `reset`; a world that raises is replaced, and the loss returned.
+
+        Raises:
+            WorldError: it raises in its very first reset (not `started`).
+        """
+        try:
+            self.reset(seed, options, arrays, row)
+        except UserError:
+            raise
+        except Exception as error:
+            if not started:
+                raise WorldError(
+                    f"the first reset of world {row} failed: {type(error).__name__}: {error}"
+                ) from error
+            loss = self.lose(error, arrays, row)
+            arrays.truncated[row] = False  # a reset ends no episode
+            arrays.active[row] = True
+            return loss
+        return None
+
     def finish(self, obs: Any, arrays: StepArrays, row: int) -> None:
         """End the episode with `obs` as its last, and begin the next (SAME_STEP autoreset)."""
         self._obs_layout.write(obs, arrays.final_obs, row)

@@ -49,14 +49,21 @@ class SyncVectorEnv(VectorEnv):
         self.max_restarts = max_restarts
         self.crash_dir = Path(crash_dir) if crash_dir is not None else default_folder()
         self.crash_reports: list[str] = []
+        self._started = False
         self._slots = [
             Slot(factory, i, self.obs_layout, self.action_layout, traits, self.info_keys)
             for i in range(num_envs)
         ]
 
     def _reset_slots(self, seeds: list[int | None], options: dict[str, Any] | None) -> None:
-        for row, (slot, seed) in enumerate(zip(self._slots, seeds, strict=True)):
-            slot.reset(seed, options, self.arrays, row)
+        for row, seed in enumerate(seeds):
+            self._begin_slot(row, seed, options)
+        self._started = True
+
+    def _begin_slot(self, row: int, seed: int | None, options: dict[str, Any] | None) -> None:
+        loss = self._slots[row].begin(seed, options, self.arrays, row, self._started)
+        if loss is not None:
+            self._count(loss)
 
     def _send(self, group: int) -> None:
         pass  # the actions are in place; the worlds step when they are asked for
@@ -98,10 +105,11 @@ class SyncVectorEnv(VectorEnv):
             done[row] = episode is not None and slot.replay(episode, self.arrays, row)
             if not done[row]:
                 self._restart_slot(row, fresh_seeds[row])
+        self._started = True
         return done
 
     def _restart_slot(self, row: int, seed: int) -> None:
-        self._slots[row].reset(seed, None, self.arrays, row)
+        self._begin_slot(row, seed, None)
 
     def render_slot(self, row: int) -> Any:
         """Frame of the world in slot `row` (its render_mode must be "rgb_array")."""

@@ -75,6 +75,14 @@ def test_categorical_mask_renormalises_over_allowed_choices():
     check_gradients(distribution, params, torch.full((B,), 2), mask)
 
 
+def test_no_noise_outdoes_a_mask(monkeypatch):
+    monkeypatch.setattr(
+        torch, "rand", lambda *shape, **_: torch.zeros(*shape)
+    )  # what comes once in 2^24 numbers
+    noise = make(spaces.Discrete(3)).noise(1, generator=torch.Generator())
+    assert torch.isfinite(noise).all() and (noise > -10).all()
+
+
 def test_a_row_that_allows_nothing_allows_everything():
     params = torch.randn(2, 3)
     mask = torch.tensor([[False, False, False], [True, False, True]])

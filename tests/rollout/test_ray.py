@@ -1,6 +1,8 @@
 """Actors of Ray: whole rollouts with the policy that was sent; a lost actor costs its episodes."""
 
+import contextlib
 import os
+import time
 from types import SimpleNamespace
 
 import gymnasium
@@ -33,6 +35,20 @@ class Fragile(gymnasium.Wrapper):
         self.left -= 1
         if self.left < 0:
             raise RuntimeError("the motor is gone")
+        return super().step(action)
+
+
+class Hanging(gymnasium.Wrapper):
+    """Pendulum; the first to find the flag takes it away, and never answers again."""
+
+    def __init__(self, flag: str) -> None:
+        super().__init__(gymnasium.make("Pendulum-v1"))
+        self.flag = flag
+
+    def step(self, action):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self.flag)
+            time.sleep(10**6)
         return super().step(action)
 
 
@@ -118,6 +134,27 @@ def test_sac_learns_from_whoever_is_ready(cluster, tmp_path):
     torch.testing.assert_close(
         speed.clamp(-8, 8)[counts], batch.next_obs[:, 2][counts], atol=1e-3, rtol=0
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # an actor's start takes a core for seconds
+def test_an_actor_that_hangs_is_replaced_though_others_answer(cluster, tmp_path):
+    flag = tmp_path / "hang"
+
+    def hang(run, buffer):
+        hang.count += 1
+        if hang.count == 4:
+            flag.touch()
+
+    hang.count = 0
+    algo = {"name": "sac", "num_steps": 16, "batch_size": 16, "learning_starts": 10**6}
+    network = {"hidden": (16, 16), "squash": True, "std": "state"}
+    settings = {"algo": algo | {"buffer_size": 2000}, "network": network, "total_steps": 10**6}
+    settings |= {"collect": {**ACTORS["collect"], "patience": 20}, "time_limit": 60.0}
+    settings |= {"env": {"flag": str(flag)}, "eval": {"every": 0, "episodes": 1}}
+    run = train(Hanging, tmp_path / "run", SimpleNamespace(on_rollout=hang), **settings)
+    assert not flag.exists() and run.health["restarts"] == 1
+    assert run.health["lost_slots"] == 2
 
 
 @pytest.mark.slow

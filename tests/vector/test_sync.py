@@ -167,6 +167,44 @@ def test_actions_of_another_shape_are_refused() -> None:
     env.close()
 
 
+class FailsOnce(gymnasium.Env):
+    """Its third reset raises, which a new one's first does not."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, fail_at: int = 3) -> None:
+        self.left = fail_at
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("the simulator coughed")
+        return np.zeros(1, np.float32), {}
+
+
+@pytest.mark.parametrize("backend", ["sync", "process"])
+def test_a_world_that_raises_in_a_later_reset_is_rebuilt(backend, tmp_path, capfd) -> None:
+    env = make_vec(FailsOnce, 2, backend=backend, num_workers=1, crash_dir=tmp_path)
+    env.reset(seed=0)
+    _, info = env.reset(seed=1)
+    assert env.health["world_errors"] == 0
+    _, info = env.reset(seed=2)
+    assert info["active"].all()
+    assert env.health["world_errors"] == env.health["lost_slots"] == 2
+    assert "RuntimeError: the simulator coughed" in capfd.readouterr().err
+    env.close()
+
+
+def test_a_first_reset_that_fails_is_one_clear_error() -> None:
+    env = make_vec(FailsOnce, 2, backend="sync", env_kwargs={"fail_at": 2})  # 1 is to look at it
+    env._slots[1].world.unwrapped.left = 1
+    with pytest.raises(WorldError, match="first reset of world 1 failed: RuntimeError: the simul"):
+        env.reset()
+    env.close()
+
+
 def test_a_world_that_raises_loses_its_slot_only(capfd) -> None:
     env = make(2, max_restarts=1, env_kwargs={"fail_at": 2})
     env.reset(seed=0)

@@ -217,19 +217,9 @@ class Worker:
         return {}, {}
 
     def _reset(self, slot: Slot, seed: int | None, options: dict[str, Any] | None) -> None:
-        row = slot.number
-        try:
-            slot.reset(seed, options, self._arrays, row)
-        except UserError:
-            raise
-        except Exception as error:
-            if not self._started:
-                raise WorldError(
-                    f"the first reset of world {row} failed: {type(error).__name__}: {error}"
-                ) from error
-            self._report(slot.lose(error, self._arrays, row))
-            self._arrays.truncated[row] = False  # a reset ends no episode
-            self._arrays.active[row] = True
+        loss = slot.begin(seed, options, self._arrays, slot.number, self._started)
+        if loss is not None:
+            self._report(loss)
 
     def _mark(self) -> None:
         self._marked = {slot.number for slot in self._slots if slot.number not in self._fresh}

@@ -256,6 +256,7 @@ def test_a_lost_player_truncates_what_was_under_way():
     slots.take(says((0, 1.0), (1, 2.0), (2, 3.0)))
     slots.end_reset()
     assert r.truncated.tolist() == [False, True, True] and r.obs[0][:, 0].tolist() == [1, 2, 3]
+    assert r.terminated.tolist() == [True, False, False] and r.reward.tolist() == [-1.0, 0.0, 0.0]
 
 
 def test_rewards_of_the_group_count_by_their_weight():
