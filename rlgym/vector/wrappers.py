@@ -366,7 +366,9 @@ class FrameStack(VectorWrapper):
         return self._obs
 
     def _on_step(self, batch: Batch, rows: slice) -> None:
-        done = batch.done
+        done, active = batch.done, batch.info["active"]
+        # an agent that waits may end with an observation of its own; a lost one leaves none
+        seen = active | (batch.info["lost"] == 0) if "lost" in batch.info else active
         last_frames = dict(tree_items(batch.info["final_obs"]))
         finals = {key: final[rows] for key, final in tree_items(self._final)}
         stacks = {key: stack[rows] for key, stack in tree_items(self._obs)}
@@ -374,10 +376,9 @@ class FrameStack(VectorWrapper):
             axis, width, stack = self._axes[key], self._widths[key], stacks[key]
             new = self._frame(value)
             old = stack.narrow(axis, width, stack.shape[axis] - width)
-            acted = _like(batch.info["active"], stack)
             last = torch.cat([old, self._frame(last_frames[key])], axis)
-            finals[key].copy_(torch.where(acted, last, stack))
-            pushed = torch.where(acted, torch.cat([old, new], axis), stack)
+            finals[key].copy_(torch.where(_like(seen, stack), last, stack))
+            pushed = torch.where(_like(active, stack), torch.cat([old, new], axis), stack)
             filled = torch.cat([new] * self.num_frames, axis)
             stack.copy_(torch.where(_like(done, stack), filled, pushed))
         batch.info["final_obs"] = finals[""] if self.obs_layout.single else finals

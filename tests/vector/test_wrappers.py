@@ -178,6 +178,19 @@ def test_frame_stack_keeps_the_stack_of_a_lost_slot():
     assert obs[1, 1::2].tolist() == [2.0, 3.0]
 
 
+def test_frame_stack_takes_the_last_observation_of_an_agent_that_ended_while_it_waited():
+    env = FrameStack(make(num_envs=3, seed=4), 2)
+    first, _ = env.reset()
+    first = first.clone()
+    ends, last = torch.ones(3, dtype=torch.bool), torch.full((3, 2), 7.0)
+    info = {"active": torch.tensor([True, False, False]), "final_obs": last}
+    info["lost"] = torch.tensor([0.0, 0.0, 1.0])
+    env._on_step(Batch(torch.zeros(3, 2), torch.zeros(3), ~ends, ends, info), slice(0, 3))
+    finals = info["final_obs"]
+    assert finals[:2, 2:].tolist() == [[7.0, 7.0]] * 2
+    assert torch.equal(finals[:, :2], first[:, 2:]) and torch.equal(finals[2], first[2])
+
+
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_frame_stack_joins_images_along_their_channels(channels_first):
     env = FrameStack(make("rlgym/Dot-v0", 2, env_kwargs={"channels_first": channels_first}), 4)
