@@ -21,6 +21,7 @@ from rlgym.errors import ConfigError, DeviceError, MissingExtraError, UserError,
 from rlgym.settings import suggest
 
 if TYPE_CHECKING:
+    from rlgym.config import TrainConfig
     from rlgym.spaces import Layout
     from rlgym.vector.contract import VectorEnv
 
@@ -50,6 +51,10 @@ UNITY = "unity:"
 """How the name of a Unity scene begins: unity:PATH, unity:editor, unity:standin."""
 EDITOR = "unity:editor"
 """The scene that is open in the Unity editor; there is one, so it trains and evaluates in turn."""
+PRIVILEGED = ("args", "crash_dir", "log_folder", "once_file")
+"""Arguments of worlds that name what is written to, or words for a program: not a file's to give.
+
+By name, whatever the world: a module in front of an id leads to the same world under another."""
 
 
 @dataclass(frozen=True)
@@ -166,17 +171,62 @@ def require_trust(world: str, source: str | Path) -> None:
     )
 
 
-def require_trusted_cluster(address: str | None, source: str | Path) -> None:
-    """Refuse to join a Ray cluster only because a file names it: its members run each other's code.
+def require_trusted_worlds(
+    config: TrainConfig, source: str | Path, given: Mapping[str, Any]
+) -> None:
+    """Refuse what a config may not ask for only because a file says so: see `require_trust`.
+
+    That goes for the arguments of its worlds, too: an argument may name a file to write to.
 
     Args:
-        address: `collect.ray`, as the file gives it.
-        source: the file or folder that names it.
+        config: as the file gives it.
+        source: the file or folder that it is from.
+        given: settings that a person gives in place of the file's: these need no asking.
 
     Raises:
         UserError: says how to vouch for it.
     """
-    if address not in (None, "local"):
+    if "env_id" not in given:
+        require_trust(config.env_id, source)
+    scene = is_scene(given.get("env_id", config.env_id))
+    for path, arguments, own in (
+        ("env", config.env, given.get("env", {})),
+        ("eval.env", config.eval.env, _section(given, "eval").get("env", {})),
+    ):
+        for name, value in arguments.items():
+            if name in own or not (name in PRIVILEGED or (scene and _is_flag(value))):
+                continue
+            raise UserError(
+                f"{source} gives its worlds {path}.{name}, with which they can write anywhere: if "
+                "you know who made it, add --trust, or trust=True in Python"
+            )
+
+
+def _is_flag(value: Any) -> bool:
+    """Whether a scene's program would take a value for one of its flags, which it is not behind."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, str) and first.startswith("-")
+
+
+def _section(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What a person gives of a section: a mapping of some settings, or its dataclass with all."""
+    section = given.get(name, {})
+    return section if isinstance(section, Mapping) else vars(section)
+
+
+def require_trusted_cluster(
+    config: TrainConfig, source: str | Path, given: Mapping[str, Any]
+) -> None:
+    """Refuse to join a Ray cluster only because a file names it: its members run each other's code.
+
+    Args:
+        config, source, given: as `require_trusted_worlds` takes them.
+
+    Raises:
+        UserError: says how to vouch for it.
+    """
+    address = config.collect.ray
+    if address not in (None, "local") and "ray" not in _section(given, "collect"):
         raise UserError(
             f"{source} asks to join the Ray cluster '{address}': if you know whose it is, add "
             "--trust, or trust=True in Python"

@@ -12,8 +12,9 @@ from gymnasium import spaces
 
 from rlgym.errors import SpaceError
 
-MAX_VALUES = 100_000_000
-"""Numbers that one space of a file may describe; a stranger's file must not ask for all memory."""
+MAX_VALUES = 30_000_000
+"""Numbers that a space of a file may describe, all its parts together: a 4K picture has 25 million.
+A stranger's file must not ask for all memory."""
 
 
 def space_to_json(space: gymnasium.Space) -> dict[str, Any]:
@@ -56,7 +57,9 @@ def space_from_json(document: Any) -> gymnasium.Space:
         SpaceError: the document is not a description of a space.
     """
     try:
-        return _BUILDERS[document["kind"]](document)
+        if _num_values(document) > MAX_VALUES:
+            raise SpaceError(f"a space of more than {MAX_VALUES:,} values is not one of ours")
+        return _build(document)
     except SpaceError:
         raise
     except Exception as error:  # a file may hold anything
@@ -77,9 +80,18 @@ def _word(value: float | int) -> float | int | str:
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
+def _num_values(document: Mapping[str, Any]) -> int:
+    """Numbers that a description asks for beyond those that it lists: its shapes'."""
+    if document["kind"] == "Dict":
+        return sum(_num_values(part) for _, part in document["spaces"])
+    if document["kind"] == "Tuple":
+        return sum(_num_values(part) for part in document["spaces"])
+    return math.prod(_shape(document)) if "shape" in document else 1
+
+
 def _shape(document: Mapping[str, Any]) -> tuple[int, ...]:
     shape = tuple(int(n) for n in document["shape"])
-    if any(n < 0 for n in shape) or math.prod(shape) > MAX_VALUES:
+    if any(n < 0 for n in shape):
         raise SpaceError(f"a space of shape {list(shape)} is not one of ours")
     return shape
 
@@ -115,11 +127,15 @@ def _multi_binary(document: Mapping[str, Any]) -> gymnasium.Space:
     return spaces.MultiBinary(shape[0] if len(shape) == 1 else list(shape))
 
 
+def _build(document: Mapping[str, Any]) -> gymnasium.Space:
+    return _BUILDERS[document["kind"]](document)
+
+
 _BUILDERS: dict[str, Callable[[Mapping[str, Any]], gymnasium.Space]] = {
     "Box": _box,
     "Discrete": _discrete,
     "MultiDiscrete": _multi_discrete,
     "MultiBinary": _multi_binary,
-    "Dict": lambda d: spaces.Dict([(str(key), space_from_json(part)) for key, part in d["spaces"]]),
-    "Tuple": lambda d: spaces.Tuple([space_from_json(part) for part in d["spaces"]]),
+    "Dict": lambda d: spaces.Dict([(str(key), _build(part)) for key, part in d["spaces"]]),
+    "Tuple": lambda d: spaces.Tuple([_build(part) for part in d["spaces"]]),
 }

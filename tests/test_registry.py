@@ -22,7 +22,8 @@ from rlgym.vector.sync import SyncVectorEnv
         ("NothingLikeIt", "rlgym envs"),
     ],
 )
-def test_unknown_id_names_the_nearest_and_the_package(name: str, hint: str) -> None:
+def test_unknown_id_names_the_nearest_and_the_package(name: str, hint: str, monkeypatch) -> None:
+    monkeypatch.delitem(gymnasium.registry, name, raising=False)  # others may have imported it
     with pytest.raises(WorldError, match=hint) as caught:
         rlgym.make(name)
     assert "\n" not in str(caught.value)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from rlgym import space_json
 from rlgym.errors import SpaceError
 from rlgym.space_json import space_from_json, space_to_json
 
@@ -50,6 +51,22 @@ def test_round_trip(space):
 def test_what_is_no_space_is_refused(document):
     with pytest.raises(SpaceError):
         space_from_json(document)
+
+
+def test_all_parts_of_a_space_count_together(monkeypatch):
+    monkeypatch.setattr(space_json, "MAX_VALUES", 10)
+    part = {"kind": "Box", "shape": [2, 2], "dtype": "float32", "low": 0, "high": 1}
+    switches = {"kind": "MultiBinary", "shape": [3]}
+    parts = {"kind": "Dict", "spaces": [["a", part], ["b", {"kind": "Tuple", "spaces": [part]}]]}
+    assert len(space_from_json(parts).spaces) == 2
+    with pytest.raises(SpaceError, match="more than 10 values"):
+        space_from_json({"kind": "Tuple", "spaces": [parts, switches]})
+    for shape in ([11], [2, 6]):
+        with pytest.raises(SpaceError, match="more than 10 values"):
+            space_from_json({**part, "shape": shape})
+    less = {"kind": "Tuple", "spaces": [{**part, "shape": [-4, 3]}, {**part, "shape": [20]}]}
+    with pytest.raises(SpaceError, match="not one of ours"):  # nothing makes up for too much
+        space_from_json(less)
 
 
 def test_spaces_without_a_fixed_shape_are_refused():

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from rlgym.cli.arguments import parse
-from rlgym.cli.runs import read_run, with_env
+from rlgym.cli.runs import read_run
 from rlgym.errors import UserError
 
 
@@ -33,7 +33,7 @@ class Options:
     json: bool = False
     """Print one JSON object."""
     trust: bool = False
-    """Import the module that the run names for its worlds, though rlgym does not know it."""
+    """Import a module that the run names for its worlds, and let it say where they write."""
 
 
 def run(argv: list[str]) -> int:
@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
     wanted = parse(Options, argv, "rlgym eval", ("run",))
     if wanted.episodes < 1:
         raise UserError("--episodes must be at least 1")
-    config = with_env(read_run(wanted.run, wanted.trust), wanted.env)
+    config = read_run(wanted.run, wanted.trust, wanted.env)
     from rlgym.training.evaluation import evaluate
     from rlgym.training.run import load_policy
     from rlgym.training.worlds import make_worlds

@@ -51,7 +51,7 @@ class Options:
     samples: str | None = None
     """With an .onnx: observations for the golden pairs, .npy or .npz; else they are made up."""
     trust: bool = False
-    """Import the module that the run names for its worlds, though rlgym does not know it."""
+    """Import a module that the run names for its worlds, and let it say where they write."""
 
 
 def run(argv: list[str]) -> int:

@@ -34,7 +34,7 @@ class Options:
     env: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the world, beside those of the run: --env.KEY VALUE."""
     trust: bool = False
-    """Import the module that the run names for its worlds, though rlgym does not know it."""
+    """Import a module that the run names for its worlds, and let it say where they write."""
 
 
 def run(argv: list[str]) -> int:

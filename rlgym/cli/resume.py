@@ -8,7 +8,6 @@ from rlgym.cli.runs import is_run, read_run
 from rlgym.cli.train import OPEN_SECTIONS, Progress, follows
 from rlgym.config import TrainConfig, load_config, merge
 from rlgym.errors import UserError
-from rlgym.registry import require_trusted_cluster
 
 PROG = "rlgym resume"
 DESCRIPTION = """\
@@ -23,7 +22,7 @@ bit as if the run had not been cut (on a CPU). Flags change settings from here o
   --env.KEY VALUE      another keyword argument of the world, such as --env.push 0.5
   --console MODE       auto, live, plain or off
   --trust              import the module that the run names for its worlds, though rlgym does not
-                       know it
+                       know it, and give them arguments with which they can write anywhere
 """
 
 
@@ -44,9 +43,7 @@ def run(argv: list[str]) -> int:
     if len(words) != 1:
         found = f"unexpected '{words[1]}'" if words else "RUN is missing"
         raise UserError(f"{found}: {PROG} takes one folder of a run, see {PROG} --help")
-    config = read_run(words[0], shell.trust)
-    if not shell.trust and "ray" not in changes.get("collect", {}):
-        require_trusted_cluster(config.collect.ray, words[0])
+    config = read_run(words[0], trust=True)  # `resume` asks, who knows what is changed
     merge(config, changes, spell=spell)  # a wrong value is told by its flag
     from rlgym.training.run import resume
 
@@ -56,7 +53,7 @@ def run(argv: list[str]) -> int:
             words[0],
             hooks=progress,
             console=console,
-            trust=True,  # read_run has asked
+            trust=shell.trust,
             **changes,
         )
     return progress.status

@@ -1,13 +1,13 @@
 """What the verbs that take a RUN have in common: finding it, and not trusting it."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlgym.config import TrainConfig, load_config
+from rlgym.config import TrainConfig, load_config, merge
 from rlgym.errors import UserError
-from rlgym.registry import require_trust
+from rlgym.registry import require_trusted_worlds
+from rlgym.training.folder import require_plain
 
 
 def is_run(path: str) -> bool:
@@ -15,10 +15,13 @@ def is_run(path: str) -> bool:
     return (Path(path) / "config.yaml").is_file()
 
 
-def read_run(path: str, trust: bool = False) -> TrainConfig:
+def read_run(path: str, trust: bool = False, env: Mapping[str, Any] | None = None) -> TrainConfig:
     """Return the settings of the run in this folder.
 
-    A config may name a module that registers its world; see `require_trust`.
+    Args:
+        path: its folder.
+        trust: do what it asks for, without asking; see `require_trusted_worlds`.
+        env: keyword arguments in place of the run's, for the worlds that evaluate, too.
 
     Raises:
         UserError: it is no run, or its worlds are not to be had this way.
@@ -34,12 +37,8 @@ def read_run(path: str, trust: bool = False) -> TrainConfig:
             f"the worlds of {path} come from a Python function: use rlgym.resume(..., world=...) "
             f"or rlgym.load_policy(...) from Python"
         )
+    require_plain(Path(path))
+    given = {"env": env or {}, "eval": {"env": env or {}}}
     if not trust:
-        require_trust(config.env_id, path)
-    return config
-
-
-def with_env(config: TrainConfig, env: Mapping[str, Any]) -> TrainConfig:
-    """Return the settings with other keyword arguments of the worlds, those that evaluate too."""
-    scored = replace(config.eval, env={**config.eval.env, **env})
-    return replace(config, env={**config.env, **env}, eval=scored)
+        require_trusted_worlds(config, path, given)
+    return merge(config, given)

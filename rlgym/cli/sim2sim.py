@@ -40,7 +40,7 @@ class Options:
     json: bool = False
     """Print the whole report as one JSON object."""
     trust: bool = False
-    """Import the module that the run names for its worlds, though rlgym does not know it."""
+    """Import a module that the run names for its worlds, and let it say where they write."""
 
 
 def run(argv: list[str]) -> int:

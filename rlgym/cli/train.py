@@ -35,7 +35,8 @@ Settings: the preset tuned for the world when there is one, then --config, then 
   --algo NAME          algorithm: ppo or sac
   --preset NAME        another preset, or none for plain defaults
   --config FILE        a YAML file of settings, such as a run's config.yaml
-  --trust              import the module that such a file names for its worlds
+  --trust              import the module that such a file names for its worlds, and let it give
+                       them arguments with which they can write anywhere
   --print-config       print the merged settings as YAML and stop
   --run-dir DIR        where to put the run (default: runs/ENV-ALGO-SEED-TIME)
   --overwrite          replace what is in that folder
@@ -146,15 +147,14 @@ def read_arguments(argv: list[str]) -> tuple[Shell, TrainConfig, str]:
     if not has_world and not wants_help(argv):
         raise UserError("which world? For example: rlgym train CartPole-v1 (rlgym envs lists them)")
     config, notice = _base(shell, env_id, flags)
-    if shell.config is not None and config.env_id != env_id and not shell.trust:
-        from rlgym.registry import require_trust  # Gymnasium: not for --help
+    merged = merge(config, flags, spell=spell)
+    if shell.config is not None and not shell.trust:
+        from rlgym import registry  # Gymnasium: not for --help
 
-        require_trust(config.env_id, shell.config)
-    if shell.config is not None and not shell.trust and "ray" not in flags.get("collect", {}):
-        from rlgym.registry import require_trusted_cluster
-
-        require_trusted_cluster(config.collect.ray, shell.config)
-    return shell, merge(config, flags, spell=spell), notice
+        typed = {"env_id": env_id} if config.env_id == env_id else {}
+        registry.require_trusted_worlds(config, shell.config, flags | typed)
+        registry.require_trusted_cluster(config, shell.config, flags)
+    return shell, merged, notice
 
 
 def _base(shell: Shell, env_id: str | None, flags: dict[str, Any]) -> tuple[TrainConfig, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rlgym.cli.runs import is_run, read_run, with_env
+from rlgym.cli.runs import is_run, read_run
 from rlgym.config import TrainConfig
 from rlgym.errors import ConfigError, MissingExtraError, UserError, WorldError
 
@@ -60,7 +60,7 @@ def settings_of(target: str, who: Who, env: Mapping[str, Any], trust: bool) -> T
         UserError: a world without a policy, or no such run.
     """
     if is_run(target):
-        return with_env(read_run(target, trust), env)
+        return read_run(target, trust, env)
     if who == "trained":
         if "/" in target.replace("\\", "/") and ":" not in target:
             return read_run(target)  # says that there is no run

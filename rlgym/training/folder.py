@@ -17,13 +17,14 @@ from rlgym import __version__
 from rlgym.config import ALGOS, TrainConfig, save_config
 from rlgym.errors import UserError
 from rlgym.registry import WorldFactory
-from rlgym.training.run_lock import LOCK
 
 EVALUATIONS = "evaluations.jsonl"
 CRASHES = "crashes"
 """Folder for the reports of worlds and workers that were lost."""
 CALLABLE = "callable:"
 """Prefix of the `env_id` of a run whose worlds come from a callable."""
+LOCK = "run.lock"
+"""File that whoever trains into the folder holds; see `rlgym.training.run_lock`."""
 
 _OWN = ("config.yaml", "system.json", "metrics.jsonl", EVALUATIONS, "latest.json", "best.json")
 _PACKAGES = ("torch", "numpy", "gymnasium", "safetensors", "mujoco", "pybullet")
@@ -64,6 +65,25 @@ def open_folder(folder: Path, config: TrainConfig) -> None:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}): give another folder with --run-dir"
         ) from None
+
+
+def require_plain(folder: Path) -> None:
+    """Refuse a run's folder that holds links: who writes through one does not write in there.
+
+    The way to the folder may lead through links.
+
+    Raises:
+        UserError: names the link, or says why the folder cannot be looked into.
+    """
+    try:
+        found = [path for path in folder.iterdir() if path.is_symlink()]
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror or error})") from None
+    if found:
+        raise UserError(
+            f"{min(found)} is a link, and what a run writes stays in its folder: put what it leads "
+            "to in its place, or delete it"
+        )
 
 
 def world_name(world: WorldFactory) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rlgym.config import NetworkConfig, TrainConfig, load_config, merge, to_dict
 from rlgym.device import resolve
 from rlgym.errors import CheckpointError, SpaceError, UserError
+from rlgym.settings import short
 from rlgym.space_json import space_from_json, space_to_json
 from rlgym.spaces import Layout, map_tree, tree_items
 from rlgym.training import checkpoint as checkpoints
@@ -179,15 +180,44 @@ def load_policy(
             )
         observation_space = space_from_json(document["observation_space"])
         action_space = space_from_json(document["action_space"])
+        layouts = Layout(observation_space), Layout(action_space)
         settings = merge(NetworkConfig(), document["network"])
         kind: Any = algorithm_of(document)
-    except (KeyError, TypeError, SpaceError) as error:
+    except (KeyError, TypeError, RecursionError, SpaceError) as error:
         raise CheckpointError(f"{saved.path}/policy.json describes no policy ({error})") from None
-    layouts = Layout(observation_space), Layout(action_space)
+    tensors = saved.tensors("model")
+    if network is None:  # what the user builds is the user's to judge
+        _require_described(kind, layouts, settings, tensors, str(saved.path))
     policy = kind.policy(*layouts, settings, 0, network).to(resolve(device))
-    load_model(policy, saved.tensors("model"), str(saved.path))
+    load_model(policy, tensors, str(saved.path))
     config = load_config(folder / "config.yaml")
     return LoadedPolicy(policy, observation_space, action_space, config, saved.step)
+
+
+def _require_described(
+    kind: Any,
+    layouts: tuple[Layout, Layout],
+    settings: NetworkConfig,
+    tensors: dict[str, Tensor],
+    source: str,
+) -> None:
+    """Compare what policy.json describes with what was saved, before memory is taken for it.
+
+    A network on the device "meta" has shapes and no numbers, so that any size of it is free.
+
+    Raises:
+        CheckpointError: they differ, or there can be no such network.
+    """
+    try:
+        if len(settings.hidden) > len(tensors):
+            raise ValueError(f"{len(settings.hidden)} layers of {len(tensors)} tensors")
+        with torch.device("meta"):
+            policy = kind.policy(*layouts, settings, 0)
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}/policy.json describes no policy ({short(str(error))})"
+        ) from None
+    _require_same_shapes(policy, tensors, source)
 
 
 def load_model(policy: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
@@ -196,6 +226,12 @@ def load_model(policy: nn.Module, tensors: dict[str, Tensor], source: str) -> No
     Raises:
         CheckpointError: names or shapes differ; the message names the first.
     """
+    _require_same_shapes(policy, tensors, source)
+    policy.load_state_dict(tensors)
+
+
+def _require_same_shapes(policy: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Compare names and shapes; see `load_model` for what is raised."""
     expected = policy.state_dict()
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:
@@ -206,4 +242,3 @@ def load_model(policy: nn.Module, tensors: dict[str, Tensor], source: str) -> No
                 f"{source}: {name} has shape {list(tensors[name].shape)}, the network expects "
                 f"{list(expected[name].shape)}: build the same network"
             )
-    policy.load_state_dict(tensors)

@@ -17,7 +17,7 @@ from rlgym.config import (
     starting_config,
 )
 from rlgym.errors import UserError
-from rlgym.registry import WorldFactory, require_trust, require_trusted_cluster
+from rlgym.registry import WorldFactory, require_trusted_cluster, require_trusted_worlds
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training.console import Mode
 from rlgym.training.distributed import joined
@@ -63,7 +63,8 @@ def train(
         overwrite: replace a run that stands in `run_dir`.
         console: "auto", "live", "plain" or "off".
         trust: let a whole config, which may have been read from a file, import the module that its
-            `env_id` names, though neither rlgym nor this process knows it.
+            `env_id` names, though neither rlgym nor this process knows it, and give its worlds
+            arguments with which they can write anywhere.
         settings: fields of `TrainConfig`; a section is given as a mapping of its fields, the
             algorithm also as its name.
 
@@ -74,11 +75,10 @@ def train(
     """
     factory = None if isinstance(world, str | TrainConfig) else world
     network = _own_network(network, settings)
-    if isinstance(world, TrainConfig) and not trust and "env_id" not in settings:
-        require_trust(world.env_id, "this config")
-    if isinstance(world, TrainConfig) and not trust and "collect" not in settings:
-        require_trusted_cluster(world.collect.ray, "this config")
     config = _config(world, preset, settings)
+    if isinstance(world, TrainConfig) and not trust:
+        require_trusted_worlds(world, "this config", settings)
+        require_trusted_cluster(world, "this config", settings)
     with joined() as group:
         folder = choose_folder(run_dir, config, overwrite) if group.leads else Path()
         folder = Path(group.exchange(str(folder))[0])
@@ -109,7 +109,8 @@ def resume(
         hooks: as in `train`.
         console: as in `train`.
         trust: let the run import the module that it names for its worlds, though neither rlgym nor
-            this process knows it; giving `env_id` again does the same.
+            this process knows it, and give them arguments with which they can write anywhere;
+            giving `env_id`, or such an argument, again does the same.
         settings: fields of `TrainConfig` to change from here on.
 
     Raises:
@@ -127,10 +128,10 @@ def resume(
     config = merge(old, settings)
     _check_demonstrations(old, config)
     check_world(config, world)
-    if world is None and not trust and "env_id" not in settings:
-        require_trust(config.env_id, folder)
-    if not trust and "collect" not in settings:
-        require_trusted_cluster(config.collect.ray, folder)
+    if world is None and not trust:
+        require_trusted_worlds(old, folder, settings)
+    if not trust:
+        require_trusted_cluster(old, folder, settings)
     with joined() as group, locked(folder) if group.leads else nullcontext():
         saved = checkpoints.newest(folder)
         if saved is None:

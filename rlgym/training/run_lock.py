@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rlgym.errors import UserError
-
-LOCK = "run.lock"
+from rlgym.training.folder import LOCK, require_plain
 
 _TAKEN = (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK, errno.EDEADLK)
 _FAR = 2**30  # Windows lets no one read what is locked: a byte far behind the text is
@@ -30,12 +29,15 @@ _FAR = 2**30  # Windows lets no one read what is locked: a byte far behind the t
 def locked(folder: Path) -> Iterator[None]:
     """Keep every other process from training into the folder; it is made where it is missing.
 
+    Whoever trains comes through here before anything is written.
+
     Raises:
-        UserError: another run is going on there, or the disk refuses.
+        UserError: another run is going on there, a file of it is a link, or the disk refuses.
     """
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        require_plain(folder)
         file = _take(folder / LOCK)
     except OSError as error:
         raise UserError(
@@ -53,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _take(path: Path) -> BinaryIO:
     """Open the file, lock it, and write down who we are."""
     while True:
-        file = open(path, "a+b")  # noqa: SIM115
+        file = open(path, "a+b", opener=_open_no_link)  # noqa: SIM115
         try:
             _lock(file)
             if not _is_same(file, path):  # whoever held it deleted it just now
@@ -71,6 +73,11 @@ def _take(path: Path) -> BinaryIO:
             file.close()
             raise
         return file
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """As `open` does, but never through a link that was put there just now (POSIX)."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _lock(file: BinaryIO) -> None:

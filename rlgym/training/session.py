@@ -372,6 +372,10 @@ class Run:
         self.logger.write(result.metrics(), state.env_steps)
         self._append_evaluation(result)
         self.call_hooks("on_evaluation", result.mean)
+        marked = self._marked_state
+        if marked is not None and marked["env_steps"] == state.env_steps:  # no hook's own call
+            marked |= {"evaluated_at": state.evaluated_at, "score": state.score}
+            self._saved_step = -1  # who resumes at what is saved here would evaluate again
         if config.eval.every:
             self._offer(result.mean)
         return result

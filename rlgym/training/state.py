@@ -146,7 +146,10 @@ class Snapshot:
         if "shuffle" not in rng:
             raise CheckpointError(f"{checkpoint.path} holds no generator of minibatches")
         shuffle = rng.pop("shuffle")
-        worlds = {key: value.numpy() for key, value in checkpoint.tensors("env").items()}
+        try:
+            worlds = {key: value.numpy() for key, value in checkpoint.tensors("env").items()}
+        except TypeError as error:  # numpy lacks some types of tensors, which no run saves there
+            raise CheckpointError(f"{checkpoint.path}/env.safetensors: {error}") from None
         return cls(
             state=checkpoint.document("state"),
             learner={**model, **checkpoint.tensors("optimizer")},

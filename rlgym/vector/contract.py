@@ -44,7 +44,7 @@ from rlgym.errors import ContractError, SpaceError, StateError, WorldError
 from rlgym.spaces import Layout, map_tree
 from rlgym.vector.arrays import StepArrays
 from rlgym.vector.slot import Episode, WorldTraits
-from rlgym.vector.snapshot import decode, encode, row_hash
+from rlgym.vector.snapshot import decode, encode, require_rows, row_hash
 
 Output = Literal["torch", "numpy"]
 
@@ -258,9 +258,11 @@ class VectorEnv(gymnasium.vector.VectorEnv):
 
         Raises:
             ContractError: when the snapshot was taken of another number of slots or other spaces.
+            CheckpointError: no env writes such a snapshot.
         """
         self._require_open()
         episodes = decode(snapshot, self.num_envs, self.action_layout)
+        require_rows(snapshot, self.num_envs)
         self._begin()
         fresh = [
             int(s)

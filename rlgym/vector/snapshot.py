@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from rlgym.errors import ContractError
+from rlgym.errors import CheckpointError, ContractError
+from rlgym.settings import short
 from rlgym.spaces import Layout, Tree, tree_items
 from rlgym.vector.slot import Episode
+
+_ENDLESS = 2**40  # steps; no episode takes so long, and sums of such lengths stay far from 2**63
 
 
 def encode(
@@ -54,11 +57,12 @@ def decode(
 
     Raises:
         ContractError: when the snapshot was taken of another number of slots or other actions.
+        CheckpointError: no env writes such a snapshot.
     """
     try:
-        documents = json.loads(bytes(snapshot["episodes"]))
+        documents = list(json.loads(bytes(snapshot["episodes"])))
         actions: Any = {leaf.key: snapshot[f"actions:{leaf.key}"] for leaf in action_layout.leaves}
-    except (KeyError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ContractError(
             "the snapshot is incomplete or of other actions: start a new run for this world"
         ) from None
@@ -73,18 +77,52 @@ def decode(
                 f"the snapshot's actions have shape {list(actions[leaf.key].shape[1:])}, this "
                 f"world takes {list(leaf.shape)}: start a new run for this world"
             )
-    actions = actions[""] if action_layout.single else actions
     episodes: list[Episode | None] = []
     at = 0
-    for document in documents:
-        if document is None:
-            episodes.append(None)
-            continue
-        count = document.pop("actions")
-        native = [action_layout.read(actions, row) for row in range(at, at + count)]
-        at += count
-        episodes.append(Episode(**document, actions=native))
+    try:
+        left = min(len(array) for array in actions.values())
+        if any(actions[leaf.key].dtype != leaf.dtype for leaf in action_layout.leaves):
+            raise TypeError("actions of another type")
+        actions = actions[""] if action_layout.single else actions
+        for document in documents:
+            if document is None:
+                episodes.append(None)
+                continue
+            count = document.pop("actions")
+            if type(count) is not int or not 0 <= count <= left - at:
+                raise ValueError(f"{short(count)} actions of {left - at}")
+            native = [action_layout.read(actions, row) for row in range(at, at + count)]
+            at += count
+            episodes.append(Episode(**document, actions=native))
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise _damaged(error) from None
     return episodes
+
+
+def require_rows(snapshot: Mapping[str, np.ndarray], num_envs: int) -> None:
+    """Make sure that a snapshot says of each slot what `encode` writes beside its episode.
+
+    Raises:
+        CheckpointError: an array is missing, of another type or of another shape.
+    """
+    rows = {
+        "obs_hash": (np.uint8, (num_envs, hashlib.sha256().digest_size)),
+        "returns": (np.float64, (num_envs,)),
+        "lengths": (np.int64, (num_envs,)),
+    }
+    for name, (dtype, shape) in rows.items():
+        array = snapshot.get(name)
+        if array is None or array.dtype != dtype or array.shape != shape:
+            raise _damaged(f"it has no {name} of {num_envs} slots")
+    lengths = snapshot["lengths"]
+    if not 0 <= lengths.min() <= lengths.max() < _ENDLESS:
+        raise _damaged(f"an episode of {lengths.min()} to {lengths.max()} steps")
+
+
+def _damaged(why: object) -> CheckpointError:
+    return CheckpointError(
+        f"the worlds' snapshot is not one that a run saves ({why}): use another checkpoint"
+    )
 
 
 def row_hash(tree: Tree[np.ndarray], row: int) -> np.ndarray:

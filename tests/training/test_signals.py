@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import gymnasium
+import numpy as np
 import pytest
 
 import rlgym
 from rlgym.training import checkpoint
 from rlgym.training.signals import Interrupted, Signals
-from tests.training.runs import SMALL, digest, scalars, train
+from tests.training.runs import SMALL, digest, evaluations, scalars, train
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 
@@ -165,6 +168,50 @@ def test_second_signal_exits_at_once(tmp_path):
 
 
 # ---------------------------------------------------------------------- in this process
+
+
+class Terminated(gymnasium.Env):
+    """Episodes of 8 steps; SIGTERM comes in the given step of all these worlds' lives."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    at_step = steps = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.age = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.age += 1
+        Terminated.steps += 1
+        if Terminated.steps == Terminated.at_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return np.zeros(2, np.float32), 1.0, False, self.age >= 8, {}
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        (64 + 2 * 8 + 5, 0),  # in the rollout after the evaluation at 64
+        (64 + 8 + 5, 8 + 5, 0),  # in that evaluation, and again in the rollout after it
+    ],
+)
+def test_an_evaluation_that_is_done_is_not_repeated(tmp_path, cuts):
+    changes = {"num_envs": 1, "num_groups": 1, "backend": "sync", "total_steps": 128}
+    changes |= {"algo": {"num_steps": 16}, "eval": {"every": 32, "episodes": 1}}
+    changes |= {"checkpoint": {"every": 0}}
+    scored = SimpleNamespace(at=[])
+    scored.on_evaluation = lambda run, score: scored.at.append(run.state.env_steps)
+    for number, cut in enumerate(cuts):
+        Terminated.steps, Terminated.at_step = 0, cut
+        with pytest.raises(SystemExit) if cut else contextlib.nullcontext():
+            if number == 0:
+                train(Terminated, tmp_path, scored, **changes)
+            else:
+                rlgym.resume(tmp_path, world=Terminated, console="off", hooks=scored)
+    assert scored.at == [32, 64, 96, 128]
+    assert [line["step"] for line in evaluations(tmp_path)] == scored.at
 
 
 def test_handlers_are_restored():
