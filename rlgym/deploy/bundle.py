@@ -27,6 +27,8 @@ from .schema import fault_of, manifest_schema
 FORMAT = "rlpolicy"
 VERSION = 1
 MANIFEST = "manifest.json"
+GRAPH, ONNX = "policy.npz", "policy.onnx"
+GOLDEN, MOTION = "golden.npz", "motion.npz"
 MAX_FILES = 200
 MAX_BYTES = 1 << 30
 """Of all files together, unpacked."""

@@ -84,7 +84,16 @@ def deploy(wanted: argparse.Namespace) -> Report:
         with _stopped_by_terminate():
             return Loop(robot, controller, guards, clock, control_dt, ramp).run(wanted.seconds)
     finally:
+        _let_go(robot)
+
+
+def _let_go(robot: Robot) -> None:
+    """Close a driver; one that fails at that takes no report with it."""
+    try:
         robot.close()
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        print(f"robot {robot.name} did not close ({type(error).__name__}: {said})", file=sys.stderr)
 
 
 @contextlib.contextmanager

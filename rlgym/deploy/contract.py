@@ -6,11 +6,12 @@ Types and bounds of single values are the schema's business; here two places are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from .bundle import GOLDEN, GRAPH, MOTION, ONNX
 from .errors import BundleError
 from .graph import MASK, STATE, Action, Graph
 
@@ -20,20 +21,19 @@ POSE = 7
 """Values of a target frame before the joints': position and orientation."""
 
 
-def check_contract(manifest: Mapping[str, Any], graph: Graph, files: Sequence[str] = ()) -> None:
+def check_contract(manifest: Mapping[str, Any], graph: Graph) -> None:
     """Compare a manifest with its graph, and its sections with each other.
 
     Args:
         manifest: of the schema's form.
         graph: the bundle's own.
-        files: that the bundle holds.
 
     Raises:
         BundleError: the first disagreement.
     """
     faults = (
         *(_observations(manifest, graph), _actions(manifest, graph), _robot(manifest)),
-        *(_timing(manifest), _targets(manifest, files), _artefacts(manifest)),
+        *(_timing(manifest), _targets(manifest), _artefacts(manifest)),
     )
     for found in faults:
         for fault in found:
@@ -154,7 +154,7 @@ def _timing(manifest: Mapping[str, Any]) -> Iterator[str]:
         yield f"robot.cutoff is {cutoff} Hz, which {rate} actions a second cannot filter"
 
 
-def _targets(manifest: Mapping[str, Any], files: Sequence[str]) -> Iterator[str]:
+def _targets(manifest: Mapping[str, Any]) -> Iterator[str]:
     terms = [term for entry in manifest["observation"] for term in entry["terms"]]
     shown = [term for term in terms if term["name"] == "targets"]
     targets, robot = manifest.get("targets"), manifest.get("robot")
@@ -173,8 +173,8 @@ def _targets(manifest: Mapping[str, Any], files: Sequence[str]) -> Iterator[str]
         offset = clip.get("action_offset", robot["action_offset"])
         if len(offset) != len(robot["action_offset"]):
             yield f"action_offset of clip '{clip['name']}' has {len(offset)} values"
-        if clip["shipped"] and files and "motion.npz" not in files:
-            yield f"clip '{clip['name']}' is said to be there, and there is no motion.npz"
+        if clip["shipped"] and MOTION not in manifest["files"]:
+            yield f"clip '{clip['name']}' is said to be there, and there is no {MOTION}"
 
 
 def _artefacts(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -185,3 +185,12 @@ def _artefacts(manifest: Mapping[str, Any]) -> Iterator[str]:
         for name in entry["files"]:
             if name not in manifest["files"]:
                 yield f"{entry['format']} names {name}, which is no file of the bundle"
+    # what is acted on must be what is verified, whatever else the list says
+    named = {entry["format"]: entry["files"] for entry in manifest["artefacts"]}
+    if named.get("numpy") != [GRAPH]:
+        yield f"its list of artefacts does not name {GRAPH}, and it alone, as numpy"
+    if ONNX not in named.get("onnx", ()):
+        yield f"its list of artefacts does not name {ONNX} as onnx"
+    known = {GOLDEN, MOTION}.union(*named.values())
+    for name in sorted(manifest["files"].keys() - known):
+        yield f"it holds {name}, and its list of artefacts does not say what that is"

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .bundle import Bundle, finite
+from .bundle import MOTION, Bundle, finite
 from .errors import BundleError, DeployError
 from .motion import FIELDS, Clip, Reference
 from .observation import JOINT_ANGLE, ORIENTATION, POSITION, Observer, Values
-from .policy import MOTION, Policy
+from .policy import Policy
 
 MAX_MOTION = 256 << 20
 """Bytes of a motion's file that a person gives."""

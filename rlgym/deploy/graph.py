@@ -10,6 +10,7 @@ what a robot or a world is told follows from it by `Action.scale`, `offset`, `lo
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -193,6 +194,16 @@ class Graph:
     actions: tuple[Action, ...]
     state_size: int = 0
     """Width of the recurrent state, which starts from zeros; 0 without memory."""
+
+    @cached_property
+    def done(self) -> tuple[tuple[str, ...], ...]:
+        """For each operation, the values that nothing needs after it."""
+        needed, found = {port.name for port in self.outputs}, []
+        for op in reversed(self.ops):
+            last = {op.output, *op.inputs} - needed
+            found.append(tuple(last))
+            needed |= last
+        return tuple(reversed(found))
 
     @property
     def num_parameters(self) -> int:

@@ -16,25 +16,34 @@ from . import graph as g
 from .errors import BundleError
 from .graph import Graph, Op, Port
 
-MAX_VALUES = 1 << 24
-"""Numbers in one array of one observation."""
+MAX_VALUES = 1 << 28
+"""Numbers that a graph may hold at once, of all rows that it computes together: 1 GiB."""
 MAX_PADDING = 64
 _KINDS = {"box", "discrete", "multi_discrete", "multi_binary"}
 _ACTIVATIONS = {"tanh", "relu", "elu", "silu"}
 Shape = tuple[int, ...]
 
 
-def check_graph(graph: Graph) -> None:
+def check_graph(graph: Graph, rows: int = 1) -> None:
     """Follow sizes from the inputs to the outputs.
 
+    Args:
+        graph: out of a file.
+        rows: observations that will be computed together.
+
     Raises:
-        BundleError: something is of the wrong type or size, not finite, or read before it is given.
+        BundleError: something is of the wrong type or size, not finite, or read before it is given;
+            or so many rows of it take too much memory.
     """
     shapes: dict[str, Shape] = {}
     for port in graph.inputs:
         _check_port(port, shapes)
-    for op in graph.ops:
+    held = sum(map(math.prod, shapes.values()))
+    for op, done in zip(graph.ops, graph.done, strict=True):
         _check_op(op, shapes)
+        held += math.prod(shapes[op.output])
+        _check_memory(held + _meanwhile(op, shapes), rows)
+        held -= sum(math.prod(shapes[name]) for name in done)
     for port in graph.outputs:
         if port.name not in shapes:
             raise BundleError(f"the graph never gives its output '{port.name}'")
@@ -94,6 +103,26 @@ def _check_op(op: Op, shapes: dict[str, Shape]) -> None:
             f"'{op.output}' ({type(op).__name__}) cannot be computed ({said}): export the policy "
             "again"
         ) from None
+
+
+def _meanwhile(op: Op, shapes: dict[str, Shape]) -> int:
+    """Numbers that an operation holds while it computes, beside what it reads and writes."""
+    if isinstance(op, g.Conv):
+        planes, *sides = shapes[op.inputs[0]]
+        padded = planes * math.prod(n + 2 * op.padding for n in sides)
+        windows = math.prod(op.weight.shape[1:]) * math.prod(shapes[op.output][1:])
+        return padded + windows
+    if isinstance(op, (g.GRU, g.LSTM)):
+        return len(op.bias_input) + len(op.bias_hidden)
+    return 0
+
+
+def _check_memory(values: int, rows: int) -> None:
+    if values * rows > MAX_VALUES:
+        raise BundleError(
+            f"the graph holds {values * rows:,} numbers at once for {rows} observations, and "
+            f"{MAX_VALUES:,} are allowed: export with fewer steps, or a smaller network"
+        )
 
 
 def _check_numbers(op: Op, name: str, array: np.ndarray) -> None:

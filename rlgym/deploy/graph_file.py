@@ -74,12 +74,12 @@ def load_graph(data: bytes) -> Graph:
             tuple(_build(Action, item, arrays) for item in layout["actions"]),
             int(layout["state_size"]),
         )
+        check_graph(graph)
     except BundleError:
         raise
     except Exception as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BundleError(f"the graph cannot be read ({said}): export the policy again") from None
-    check_graph(graph)
     return graph
 
 

@@ -70,6 +70,8 @@ class Report:
     fault: Fault | None = None
     ended: str = ""
     """Why it ended."""
+    untold: str = ""
+    """What the robot could not be told, and why: the last hold or damp that did not reach it."""
     clipped: dict[str, int] = field(default_factory=dict)
     """Targets that limits and rate changed."""
     late: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
@@ -97,6 +99,7 @@ class Report:
             "clipped": dict(self.clipped),
             "fault": fault,
             "ended": self.ended,
+            "untold": self.untold,
         }
 
     def lines(self) -> list[str]:
@@ -114,6 +117,8 @@ class Report:
             lines.append(f"  targets changed: {text}")
         if self.fault is not None:
             lines.append(f"  FAULT {self.fault.kind}: {self.fault.text}")
+        if self.untold:
+            lines.append(f"  THE ROBOT WAS NOT TOLD to {self.untold}")
         return lines
 
 
@@ -160,7 +165,7 @@ class Loop:
             watch: called after each sound cycle with its number and reading.
 
         Returns:
-            The report; the robot is damped and not let go.
+            The report; the robot is damped and not let go. A driver that fails is a fault there.
         """
         self.guards.check()
         steps = None if seconds is None else self._ramp + max(1, round(seconds / self._dt))
@@ -217,11 +222,14 @@ class Loop:
             if self._think(k, steps, reading):
                 self._tell("run")
                 return reading
-        except LinkError as error:
-            guards.lost(error, self.clock.now())
         except Exception as error:  # whatever a driver or a policy does, the robot is held
-            guards.failed(error, self.clock.now())
+            self._failed(error)
         return None
+
+    def _failed(self, error: Exception) -> None:
+        """Trip the guard that an error belongs to."""
+        trip = self.guards.lost if isinstance(error, LinkError) else self.guards.failed
+        trip(error, self.clock.now())
 
     def _think(self, k: int, steps: int, reading: Reading) -> bool:
         """Find the next target; returns whether it may be told."""
@@ -256,10 +264,11 @@ class Loop:
         return self._from + share * (self.controller.start_angles() - self._from)
 
     def _tell(self, mode: Mode) -> None:
-        """Give the robot a command; one that cannot be reached is told in vain after a fault.
+        """Give the robot a command.
 
         Raises:
-            LinkError: it cannot be reached, and there was no fault yet.
+            Exception: the driver's, where the policy runs. A hold or damp that fails is reported,
+                and a fault where there was none: the run ends in order.
         """
         controller = self.controller
         if self._sound is None and controller.joints is not None:
@@ -274,9 +283,12 @@ class Loop:
         stiffness = np.zeros_like(gains) if mode == "damp" else gains
         try:
             self.robot.write(Command(mode, action, target, previous, stiffness, damping))
-        except LinkError:
+        except Exception as error:
             if mode == "run":
                 raise
+            self._failed(error)
+            said = " ".join(str(error).split())[:200]
+            self.report.untold = f"{mode} ({type(error).__name__}: {said})"
 
 
 def check_rate(controller: Controller, golden: dict[str, np.ndarray], control_dt: float) -> float:

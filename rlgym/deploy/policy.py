@@ -8,18 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .bundle import Bundle
+from .bundle import GOLDEN, GRAPH, ONNX, Bundle
 from .contract import check_contract
 from .errors import BundleError, DeployError
 from .graph import MASK, STATE, Graph
+from .graph_check import check_graph
 from .graph_file import load_graph
-from .onnx_check import check_onnx
+from .onnx_check import check_onnx, open_onnx
 from .reference import run, to_world
-
-GRAPH = "policy.npz"
-ONNX = "policy.onnx"
-GOLDEN = "golden.npz"
-MOTION = "motion.npz"
 
 
 class Policy:
@@ -48,7 +44,7 @@ class Policy:
         replay: bool = True,
     ) -> None:
         self.graph = load_graph(bundle.read(GRAPH))
-        check_contract(bundle.manifest, self.graph, tuple(bundle.manifest["files"]))
+        check_contract(bundle.manifest, self.graph)
         self.runtime, self._session = runtime, None
         if runtime != "numpy":
             try:
@@ -140,12 +136,13 @@ def golden_pairs(
     """Recorded inputs by the graph's names, and the trainer's actions by key.
 
     Raises:
-        BundleError: they are not of the graph's names, types and sizes.
+        BundleError: they are not of the graph's names, types and sizes, or too many at once.
     """
     arrays = bundle.arrays(GOLDEN)
     inputs = {n.removeprefix("inputs/"): a for n, a in arrays.items() if n.startswith("inputs/")}
     world = {n.removeprefix("world/"): a for n, a in arrays.items() if n.startswith("world/")}
     pairs = bundle.manifest["golden"]["pairs"]
+    check_graph(graph, pairs)
     wanted = {port.name: (pairs, *port.shape) for port in graph.inputs}
     if wanted != {name: array.shape for name, array in inputs.items()}:
         raise BundleError(f"{GOLDEN} does not hold {pairs} inputs of the policy: export it again")
@@ -195,15 +192,12 @@ def load_onnx(bundle: Bundle, graph: Graph, name: str = ONNX) -> Any:
         ModuleNotFoundError: onnxruntime is not installed.
         BundleError: the file is more than arithmetic, or of other inputs and outputs than `graph`.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # a small network is one task
-    options.log_severity_level = 4  # what goes wrong is raised, too
     data = bundle.read(name)
     check_onnx(data, name)
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = open_onnx(data)
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # onnxruntime's errors have no common family
         said = " ".join(str(error).split())[:200]
         raise BundleError(f"{name} cannot be loaded ({said}): export the policy again") from None
@@ -218,7 +212,11 @@ def load_onnx(bundle: Bundle, graph: Graph, name: str = ONNX) -> Any:
 
 
 def run_onnx(session: Any, graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a session gives for (B, *shape) inputs; mask and state may be left out."""
+    """What a session gives for (B, *shape) inputs; mask and state may be left out.
+
+    Raises:
+        BundleError: it cannot be computed, or its outputs are not (B, *shape).
+    """
     full = dict(inputs)
     rows = len(next(iter(full.values())))
     for port in graph.inputs:
@@ -228,7 +226,13 @@ def run_onnx(session: Any, graph: Graph, inputs: Mapping[str, np.ndarray]) -> di
             full.setdefault(port.name, np.zeros((rows, *port.shape), np.float32))
     names = [port.name for port in graph.outputs]
     try:
-        return dict(zip(names, session.run(names, full), strict=True))
+        found = dict(zip(names, session.run(names, full), strict=True))
     except Exception as error:  # onnxruntime's errors have no common family
         said = " ".join(str(error).split())[:200]
         raise BundleError(f"the ONNX cannot be computed ({said}): export it again") from None
+    for port in graph.outputs:
+        shape = found[port.name].shape
+        if shape != (rows, *port.shape):
+            wanted = f"{[rows, *port.shape]}"
+            raise BundleError(f"the ONNX gives '{port.name}' as {list(shape)}, not {wanted}")
+    return found

@@ -32,8 +32,10 @@ def run(graph: Graph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
             values.setdefault(port.name, np.ones((rows, *port.shape), np.bool_))
         elif port.name == g.STATE:
             values.setdefault(port.name, np.zeros((rows, *port.shape), np.float32))
-    for op in graph.ops:
+    for op, done in zip(graph.ops, graph.done, strict=True):
         values[op.output] = _COMPUTE[type(op)](op, *(values[name] for name in op.inputs))
+        for name in done:
+            del values[name]
     return {port.name: values[port.name] for port in graph.outputs}
 
 

@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from rlgym.deploy.bundle import FORMAT, MANIFEST, VERSION
+from rlgym.deploy.bundle import FORMAT, GOLDEN, GRAPH, MANIFEST, MOTION, ONNX, VERSION
+from rlgym.deploy.errors import BundleError
 from rlgym.deploy.graph import Graph
+from rlgym.deploy.graph_check import check_graph
 from rlgym.deploy.graph_file import dump_graph, load_graph
-from rlgym.deploy.policy import GOLDEN, GRAPH, MOTION, ONNX, action_error, error_of
+from rlgym.deploy.policy import action_error, error_of
 from rlgym.deploy.reference import run
 from rlgym.errors import UserError
 from rlgym.export.c99 import pack_actions, pack_inputs, write_c99
@@ -172,7 +174,11 @@ def here() -> str:
 
 def _numpy(graph: Graph, golden: Golden, _: Mapping[str, Any]) -> Artefact:
     data = dump_graph(graph)
-    again = load_graph(data)
+    try:
+        again = load_graph(data)
+        check_graph(again, len(golden))
+    except BundleError as error:
+        raise UserError(str(error)) from None
     error = error_of(again, run(again, golden.inputs), golden.world)
     return Artefact("numpy", {GRAPH: data}, error, TOLERANCE, f"{here()}, numpy {np.__version__}")
 

@@ -20,6 +20,7 @@ from rlgym.deploy import graph as g
 from rlgym.deploy.arrays import read_arrays
 from rlgym.deploy.errors import BundleError
 from rlgym.deploy.graph import Graph, Port
+from rlgym.deploy.onnx_check import open_onnx
 from rlgym.deploy.policy import error_of
 from rlgym.deploy.reference import run
 from rlgym.deploy.schema import fault_of, manifest_schema
@@ -363,16 +364,7 @@ def _golden(
 def _original(model: Model, raw: dict[str, np.ndarray], name: str) -> np.ndarray:
     """The action's output in onnxruntime, (rows, ...)."""
     try:
-        import onnxruntime
-    except ImportError:
-        message = 'the original is run in onnxruntime: pip install "rlgym-lab[export]"'
-        raise MissingExtraError(message) from None
-    try:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        session = onnxruntime.InferenceSession(
-            model.data, options, providers=["CPUExecutionProvider"]
-        )
+        session = open_onnx(model.data)
         wanted = {entry.name for entry in session.get_inputs()}
         rows = len(next(iter(raw.values())))
         step, parts = 1 if model.single else rows, []
@@ -380,6 +372,9 @@ def _original(model: Model, raw: dict[str, np.ndarray], name: str) -> np.ndarray
             part = {n: array[at : at + step] for n, array in raw.items() if n in wanted}
             parts.append(np.asarray(session.run([model.output], part)[0]))
         return np.concatenate(parts)
+    except ModuleNotFoundError:
+        message = 'the original is run in onnxruntime: pip install "rlgym-lab[export]"'
+        raise MissingExtraError(message) from None
     except Exception as error:  # onnxruntime's errors have no common family
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{name} cannot be run ({said})") from None

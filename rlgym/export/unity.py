@@ -27,6 +27,7 @@ import numpy as np
 
 from rlgym.deploy import graph as g
 from rlgym.deploy.graph import MASK, STATE, Action, Graph, Op, Port
+from rlgym.deploy.onnx_check import open_onnx
 from rlgym.errors import UserError
 from rlgym.export.onnx import IR_VERSION, Writer, describe
 
@@ -129,15 +130,13 @@ def run_unity(data: bytes, graph: Graph, inputs: Mapping[str, np.ndarray]) -> An
     Raises:
         UserError: it cannot be run, or does not take and give what the graph's own file does.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised, too
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = open_onnx(data)
         names = [item.name for item in session.get_outputs()]
         found: Any = session.run(names, unity_inputs(graph, inputs))
         return world_actions(graph, dict(zip(names, found, strict=True)))
+    except ModuleNotFoundError:
+        raise
     except Exception as error:  # onnxruntime's errors have no common family
         said = " ".join(str(error).split())[:200]
         raise UserError(f"the ONNX for Unity cannot be run ({said}): export it again") from None

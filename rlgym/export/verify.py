@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from rlgym.deploy.bundle import Bundle
+from rlgym.deploy.bundle import ONNX, Bundle
 from rlgym.deploy.errors import DeployError
 from rlgym.deploy.graph import Graph
 from rlgym.deploy.onnx_check import check_onnx
 from rlgym.deploy.policy import (
-    ONNX,
     Policy,
     action_error,
     error_of,
@@ -102,7 +101,7 @@ def verify(path: str | Path, trust: bool = False) -> list[Check]:
     policy = Policy(bundle, "numpy", replay=False)
     case = Case(bundle, policy, *golden_pairs(bundle, policy.graph), trust)
     checks = [files, case.compare("numpy", policy.run(case.inputs), TOLERANCE)]
-    for entry in bundle.manifest["artefacts"]:
+    for entry in bundle.manifest["artefacts"]:  # ONNX is there, and each file is named: contract
         name = entry["format"]
         if name == "numpy":
             continue
@@ -129,15 +128,13 @@ def _check_onnx(case: Case, artefact: dict[str, Any]) -> Check:
             return Check("onnx", text, True, skipped=True)
         outputs = run_onnx(session, case.policy.graph, case.inputs)
         found.append(case.compare("onnx", outputs, TOLERANCE, f" ({name})"))
-    if not found:
-        return Check("onnx", "it names no files", False)
     return max(found, key=lambda check: check.error or 0.0)
 
 
 def _check_unity(case: Case, artefact: dict[str, Any]) -> Check:
     """In onnxruntime, with what Unity would feed."""
-    if not artefact["files"]:
-        return Check("unity", "it names no files", False)
+    if len(artefact["files"]) != 1:
+        return Check("unity", "it must name one file", False)
     graph, data = case.policy.graph, case.bundle.read(artefact["files"][0])
     check_onnx(data, artefact["files"][0])
     try:
@@ -154,6 +151,8 @@ def _check_unity(case: Case, artefact: dict[str, Any]) -> Check:
 
 def _check_c(case: Case, artefact: dict[str, Any]) -> Check:
     name = artefact["format"]
+    if len({Path(file).name for file in artefact["files"]}) != len(artefact["files"]):
+        return Check(name, "two of its files have one name", False)
     with tempfile.TemporaryDirectory() as folder:
         for file in artefact["files"]:
             Path(folder, Path(file).name).write_bytes(case.bundle.read(file))
@@ -174,6 +173,8 @@ def _check_c(case: Case, artefact: dict[str, Any]) -> Check:
 def _check_pt2(case: Case, artefact: dict[str, Any]) -> Check:
     from rlgym.export.pt2 import run_pt2
 
+    if len(artefact["files"]) != 1:
+        return Check("pt2", "it must name one file", False)
     data = case.bundle.read(artefact["files"][0])
     try:
         outputs = run_pt2(data, case.policy.graph, case.inputs)
@@ -225,8 +226,9 @@ def _check_tflite(case: Case, artefact: dict[str, Any]) -> Check:
     """LiteRT does not check what it loads, so a file must be what the checked graph gives."""
     name, graph = artefact["format"], case.policy.graph
     files = {Path(file).suffix: case.bundle.read(file) for file in artefact["files"]}
-    if ".tflite" not in files:
-        return Check(name, "it names no .tflite", False)
+    known = {".tflite"} <= files.keys() <= {".tflite", ".h"}
+    if not known or len(files) != len(artefact["files"]):
+        return Check(name, "it must name one .tflite, and one .h at most", False)
     try:
         from rlgym.export import tflite
 
@@ -253,7 +255,7 @@ def _check_web(case: Case, artefact: dict[str, Any]) -> Check:
     bundle, graph = case.bundle, case.policy.graph
     page = page_files(graph, case.inputs, case.world, bundle.manifest, bundle.read(ONNX))
     found = {Path(name).name: bundle.read(name) for name in artefact["files"]}
-    if found == page:
+    if found == page and len(found) == len(artefact["files"]):
         return Check("web", "the page is what this version writes; not opened here", True)
     text = "NOT what this version writes: open it only if you know who made it, or use rlgym web"
     return Check("web", text, True, skipped=True)

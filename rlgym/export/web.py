@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from rlgym.deploy.bundle import Bundle
+from rlgym.deploy.bundle import ONNX, Bundle
 from rlgym.deploy.graph import Graph
-from rlgym.deploy.policy import ONNX, Policy, golden_pairs
+from rlgym.deploy.policy import Policy, golden_pairs
 from rlgym.errors import UserError
 from rlgym.export.describe import number
 from rlgym.export.golden import TOLERANCE

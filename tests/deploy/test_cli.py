@@ -14,6 +14,7 @@ import pytest
 import rlgym
 import rlgym.deploy
 from rlgym.deploy.cli import main
+from rlgym.deploy.robots.dry_run import DryRun
 from rlgym.deploy.robots.faulty import KINDS
 from tests.deploy.bundles import follower, plain
 
@@ -50,6 +51,19 @@ def test_a_dry_run_keeps_its_rate_and_reports(folder: Path, capsys: pytest.Captu
     assert report["cycles"] + report["missed"] >= 20
     assert report["control_hz"] == pytest.approx(1 / 0.03)
     assert set(report["jitter_us"]) == {"p50", "p90", "p99", "max"}
+
+
+def test_a_driver_that_does_not_close_takes_no_report_with_it(
+    folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def close(self: DryRun) -> None:
+        raise OSError("the bus is gone")
+
+    monkeypatch.setattr(DryRun, "close", close)
+    words = ("--fast", "--seconds", "1", "--json")
+    status, out, err = run(capsys, str(folder / "trot.rlpolicy"), *words)
+    assert status == 0 and json.loads(out)["ended"] == "its time is over"
+    assert err == "robot dry-run did not close (OSError: the bus is gone)\n"
 
 
 def test_it_says_what_was_checked(folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -141,6 +142,57 @@ def test_a_padding_of_a_billion():
     )
     with pytest.raises(BundleError, match="padding 1000000000"):
         check_graph(Graph((x,), ops, (Port("flat", (72,), "float32"),), make_graph().actions))
+
+
+def pictures(size, *ops, planes=1):
+    """A graph of square pictures, whose "flat" is 3 values."""
+    x = Port("obs", (planes, size, size), "uint8")
+    flat = g.Slice("flat", ("row",), 0, 3)
+    action = replace(make_graph().actions[0], output="flat")
+    ops = (g.Image("x", ("obs",), False), *ops, flat)
+    return Graph((x,), ops, (Port("flat", (3,), "float32"),), (action,))
+
+
+@pytest.mark.parametrize(
+    ("planes", "size", "kernel", "padding"), [(1, 1024, 64, 0), (50_000, 1, 1, 64)]
+)
+def test_what_a_convolution_holds_meanwhile_counts(planes, size, kernel, padding):
+    """Windows of a picture, and its padding: gigabytes of some kilobytes."""
+    weight, bias = np.zeros((1, planes, kernel, kernel), np.float32), np.zeros(1, np.float32)
+    conv = g.Conv("planes", ("x",), weight, bias, 1 + padding, padding)
+    graph = pictures(size, conv, g.Flatten("row", ("planes",)), planes=planes)
+    with pytest.raises(BundleError, match="numbers at once for 1 observations, and 268,435,456"):
+        check_graph(graph)
+
+
+def test_what_is_held_at_once_counts_and_what_is_done_does_not():
+    rows = [g.Flatten("r0", ("x",))]
+    rows += [g.Activation(f"r{i + 1}", (f"r{i}",), "tanh") for i in range(400)]
+    check_graph(pictures(1000, *rows, g.Activation("row", ("r400",), "tanh")))
+    firsts = [g.Slice(f"f{i}", (f"r{i}",), 0, 1) for i in range(400)]  # so all are needed at last
+    with pytest.raises(BundleError, match="numbers at once"):
+        check_graph(
+            pictures(1000, *rows, *firsts, g.Concat("row", tuple(f"f{i}" for i in range(400))))
+        )
+
+
+def test_rows_count():
+    check_graph(make_graph(), 1_000_000)
+    with pytest.raises(BundleError, match=r"for 10,?000,?000 observations.*fewer steps"):
+        check_graph(make_graph(), 10_000_000)
+
+
+def test_nothing_is_kept_that_is_done():
+    """Memory of a chain is that of a few of its links."""
+    rows = [g.Flatten("r0", ("x",))]
+    rows += [g.Activation(f"r{i + 1}", (f"r{i}",), "tanh") for i in range(50)]
+    graph = pictures(500, *rows, g.Activation("row", ("r50",), "tanh"))
+    tracemalloc.start()
+    try:
+        run(graph, {"obs": np.zeros((1, 1, 500, 500), np.uint8)})
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20  # a link has 1 MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_actions_must_be_there():

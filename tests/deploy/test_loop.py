@@ -173,6 +173,35 @@ def test_a_lost_link_is_a_fault_of_its_own_on_the_way_out_too(bundle: Bundle) ->
     assert report.fault.kind == "link" and report.fault.text == "cut"
 
 
+def test_a_driver_that_keeps_raising_ends_the_run_in_order(bundle: Bundle) -> None:
+    loop, _, _ = make_loop(bundle)
+
+    def broken(command: Command) -> None:
+        raise OSError(f"no bus for {command.mode}")
+
+    loop.robot.write = broken
+    report = loop.run(seconds=1.0)
+    assert report.fault.kind == "unknown" and report.fault.text == "OSError: no bus for run"
+    assert report.ended == "a guard tripped: unknown"
+    assert report.untold == "damp (OSError: no bus for damp)"
+    assert report.document()["untold"] in report.lines()[-1]
+
+
+def test_a_damp_that_fails_is_a_fault_where_there_was_none(bundle: Bundle) -> None:
+    loop, _, _ = make_loop(bundle)
+    write = loop.robot.write
+
+    def cut(command: Command) -> None:
+        if command.mode != "run":
+            raise LinkError("cut")
+        write(command)
+
+    loop.robot.write = cut
+    report = loop.run(seconds=1.0)
+    assert report.ended == "its time is over" and report.untold == "damp (LinkError: cut)"
+    assert report.fault.kind == "link"
+
+
 def test_no_first_reading_means_nothing_is_held(bundle: Bundle) -> None:
     loop, told, _ = make_loop(bundle, "non-finite", after=0.0)
     loop.run(seconds=1.0)

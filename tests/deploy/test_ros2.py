@@ -1,5 +1,6 @@
 """The ROS 2 node against a fake transport: no ROS is installed where tests run."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace as Message
 from typing import Any
@@ -13,7 +14,8 @@ from rlgym.deploy.errors import DeployError
 from rlgym.deploy.guards import Guards
 from rlgym.deploy.loop import Loop, VirtualClock
 from rlgym.deploy.policy import Policy
-from rlgym.deploy.robots.robot import LinkError, Settings
+from rlgym.deploy.robots import ros2
+from rlgym.deploy.robots.robot import Command, LinkError, Settings
 from rlgym.deploy.robots.ros2 import IMU, JOINT_STATES, MODE, TARGETS, Ros2Robot
 from tests.deploy.bundles import DT, follower
 
@@ -33,6 +35,8 @@ class FakeRos:
         self.heard[topic] = heard
 
     def publish(self, kind: str, topic: str, data: Any) -> None:
+        if self.down:
+            raise RuntimeError("Failed to publish:\npublisher's context is invalid")
         kinds = {TARGETS: "std_msgs/Float64MultiArray", MODE: "std_msgs/String"}
         assert kind == kinds[topic]
         self.published[topic].append(data)
@@ -107,6 +111,25 @@ def test_a_node_that_is_shut_down_is_a_lost_link(bundle: Bundle, ros: FakeRos) -
     ros.down = True
     with pytest.raises(LinkError, match="shut down"):
         robot.read()
+
+
+def test_a_node_that_is_shut_down_cannot_be_told(bundle: Bundle, ros: FakeRos) -> None:
+    robot = Ros2Robot(bundle.manifest, ros.clock, Settings(), ros)
+    ros.down = True
+    still = np.zeros(12)
+    with pytest.raises(LinkError, match="ROS: Failed to publish: publisher's context is invalid"):
+        robot.write(Command("damp", None, still, still, still, still))
+
+
+def test_ctrl_c_is_left_to_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else ROS is shut down by it, and the robot can no more be told to damp."""
+    asked: dict[str, Any] = {}
+    rclpy: Any = Message(init=asked.update, create_node=lambda name: name)
+    options: Any = Message(SignalHandlerOptions=Message(NO="no handlers"))
+    monkeypatch.setitem(sys.modules, "rclpy", rclpy)
+    monkeypatch.setitem(sys.modules, "rclpy.signals", options)
+    ros2._Rclpy()
+    assert asked == {"signal_handler_options": "no handlers"}
 
 
 def test_joints_that_are_missing_are_not_made_up(bundle: Bundle, ros: FakeRos) -> None:

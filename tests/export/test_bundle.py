@@ -9,9 +9,9 @@ import onnxruntime
 import pytest
 
 from rlgym.deploy import graph as g
-from rlgym.deploy.bundle import MANIFEST, MAX_FILES, Bundle
+from rlgym.deploy.bundle import MANIFEST, MAX_FILES, MOTION, ONNX, Bundle
 from rlgym.deploy.errors import BundleError, DeployError
-from rlgym.deploy.policy import MOTION, ONNX, Policy
+from rlgym.deploy.policy import Policy
 from rlgym.deploy.reference import run
 from rlgym.deploy.schema import fault_of, manifest_schema
 from rlgym.errors import UserError
@@ -147,6 +147,20 @@ MISMATCHES = {
     "offset of a clip": (put("targets", "clips", 0, "action_offset", [0.0]), "clip 'hop' has 1"),
     "file of an artefact": (put("artefacts", 0, "files", ["gone"]), "is no file of the bundle"),
     "format twice": (put("artefacts", 1, "format", "numpy"), "listed twice"),
+    "numpy of nothing": (put("artefacts", 0, "files", []), "name policy.npz, and it alone"),
+    "numpy of two files": (
+        put("artefacts", 0, "files", ["policy.npz", ONNX]),
+        "name policy.npz, and it alone",
+    ),
+    "no onnx": (lambda m: m["artefacts"].pop(1), "does not name policy.onnx"),
+    "onnx of its twin": (
+        put("artefacts", 1, "files", ["extras/policy_opset15.onnx"]),
+        "does not name policy.onnx",
+    ),
+    "a file of no format": (
+        put("artefacts", 1, "files", [ONNX]),
+        "holds extras/policy_opset15.onnx, and its list",
+    ),
     "pairs": (put("golden", "pairs", 39), "does not hold 39 inputs"),
     "tolerance": (put("golden", "tolerance", 0.5), "golden.tolerance: is 0.5"),
     "negative gain": (put("robot", "damping", [-1.0] * 3), "must be at least 0"),
@@ -280,6 +294,26 @@ def test_verify_finds_a_policy_that_does_something_else(tmp_path):
     assert checks["onnx"].mark == "NO" and "is allowed" in checks["onnx"].text
     with pytest.raises(DeployError, match="Nothing will move"):
         Policy(Bundle(bad), "onnx")
+
+
+@pytest.mark.parametrize("listed", [["extras/policy_opset15.onnx"], None])
+def test_verify_does_not_pass_over_a_policy_that_is_not_listed(listed, tmp_path):
+    other = members(make_bundle(tmp_path / "other.rlpolicy", graph=make_graph(5)))
+    files = members(make_bundle(tmp_path / "good.rlpolicy"))
+    manifest = manifest_of(files)
+    if listed is None:
+        del manifest["artefacts"][1]
+    else:
+        manifest["artefacts"][1]["files"] = listed
+    bad = pack(tmp_path / "bad.rlpolicy", sealed({**files, ONNX: other[ONNX]}, manifest))
+    with pytest.raises(BundleError, match=r"does not name policy\.onnx as onnx"):
+        verify(bad)
+
+
+def test_golden_pairs_that_take_too_much_memory_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlgym.deploy.graph_check.MAX_VALUES", 1500)
+    with pytest.raises(UserError, match=r"numbers at once for 40 observations.* fewer steps"):
+        make_bundle(tmp_path / "x.rlpolicy")
 
 
 def test_a_format_of_tomorrow_is_passed_over(path, tmp_path):

@@ -240,6 +240,15 @@ def test_a_file_that_is_not_the_policys_is_not_loaded(name, tmp_path, monkeypatc
         verifying.verify(path, trust=True)
 
 
+def test_a_second_file_is_not_passed_over(tmp_path):
+    files = members(make_bundle(tmp_path / "hop.rlpolicy", ("tflite",)))
+    manifest = manifest_of(files)
+    manifest["artefacts"][-1]["files"].insert(0, "extras/other.tflite")
+    files["extras/other.tflite"] = b"another policy"
+    check = verifying.verify(pack(tmp_path / "two.rlpolicy", sealed(files, manifest)))[-1]
+    assert not check.passed and "one .tflite" in check.text
+
+
 def test_other_weights_are_found_with_trust(tmp_path):
     files = members(make_bundle(tmp_path / "hop.rlpolicy", ("tflite",)))
     graph = read_policy(make_policy("clipped"))
@@ -256,6 +265,7 @@ def test_other_weights_are_found_with_trust(tmp_path):
     path = pack(tmp_path / "a.rlpolicy", sealed(files, manifest))
     assert verifying.verify(path)[-1].text == "its C array is not its .tflite"
     manifest["artefacts"][-1]["files"] = [FILE.format("tflite")]
+    del files["extras/tflite/policy_tflite.h"]
     path = pack(tmp_path / "b.rlpolicy", sealed(files, manifest))
     check = verifying.verify(path, trust=True)[-1]
     assert not check.passed and "is allowed" in check.text

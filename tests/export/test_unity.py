@@ -300,6 +300,11 @@ def test_it_travels_in_a_bundle_and_is_verified(tmp_path):
     forged = pack(tmp_path / "b.rlpolicy", sealed({**files, UNITY: other}, manifest_of(files)))
     check = next(check for check in verify(forged) if check.name == "unity")
     assert not check.passed and (check.error or 0.0) > 1e-5
+    hidden = {**files, "extras/unity/a.onnx": files[UNITY], UNITY: other}
+    manifest = manifest_of(files)
+    manifest["artefacts"][-1]["files"] = ["extras/unity/a.onnx", UNITY]
+    forged = pack(tmp_path / "d.rlpolicy", sealed(hidden, manifest))
+    assert not next(check for check in verify(forged) if check.name == "unity").passed
     hostile = onnx.load_from_string(other)
     hostile.graph.node[0].domain = "com.microsoft"
     files[UNITY] = hostile.SerializeToString()

@@ -115,6 +115,17 @@ def test_another_page_is_pointed_out(name: str, cart: Path, tmp_path: Path) -> N
     assert check.skipped and "NOT what this version writes" in check.text
 
 
+def test_a_page_behind_ours_is_pointed_out(cart: Path, tmp_path: Path) -> None:
+    held = members(cart)
+    manifest = manifest_of(held)
+    (entry,) = (e for e in manifest["artefacts"] if e["format"] == "web")
+    entry["files"].insert(0, "extras/page.js")
+    held["extras/page.js"] = b"another page"
+    changed = pack(tmp_path / "changed.rlpolicy", sealed(held, manifest))
+    (check,) = (check for check in verify(changed) if check.name == "web")
+    assert check.skipped and "NOT what this version writes" in check.text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_policy_is_told_in_json(kind: str) -> None:
     graph = read_policy(make_policy(kind))

@@ -13,9 +13,9 @@ import onnxruntime  # noqa: F401 - imported before anything watches imports
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rlgym.deploy.bundle import MANIFEST, Bundle
+from rlgym.deploy.bundle import GOLDEN, GRAPH, MANIFEST, ONNX, Bundle
 from rlgym.deploy.errors import DeployError
-from rlgym.deploy.policy import GOLDEN, GRAPH, ONNX, Policy
+from rlgym.deploy.policy import Policy
 from tests.export.bundles import make_bundle, manifest_of, members, pack, sealed
 from tests.security.test_hostile_files import Payload, nothing_happens
 
@@ -462,6 +462,8 @@ CONTENTS = {
     "onnx padding of a billion": onnx_model(
         NODE("MaxPool", ["obs"], ["action"], kernel_shape=[1], pads=[1 << 30, 1 << 30])
     ),
+    "inputs that are no names": layout(lambda found: found["ops"][0].update(inputs=[["obs"]])),
+    "an output that is no name": layout(lambda found: found["ops"][0].update(output=["flat"])),
     "onnx of something else": onnx_model(
         NODE("MatMul", ["obs", "w"], ["action"]), constants=[SHORT]
     ),

@@ -30,7 +30,7 @@ class Transport(Protocol):
         ...
 
     def publish(self, kind: str, topic: str, data: Any) -> None:
-        """Send a message whose field `data` is this."""
+        """Send a message whose field `data` is this; what it raises has no common family."""
         ...
 
     def spin(self, seconds: float) -> None:
@@ -119,8 +119,11 @@ class Ros2Robot:
         """See `Robot`; angles are the model file's."""
         target = self._shapes.to_model(command.target)
         data = [*target.tolist(), *command.stiffness.tolist(), *command.damping.tolist()]
-        self._transport.publish("std_msgs/String", MODE, command.mode)
-        self._transport.publish("std_msgs/Float64MultiArray", TARGETS, data)
+        try:
+            self._transport.publish("std_msgs/String", MODE, command.mode)
+            self._transport.publish("std_msgs/Float64MultiArray", TARGETS, data)
+        except Exception as error:
+            raise LinkError(f"ROS: {' '.join(str(error).split())[:200]}") from None
 
     def close(self) -> None:
         """See `Robot`."""
@@ -131,8 +134,11 @@ class _Rclpy:
     """ROS itself; rclpy comes with a ROS 2 installation, not from the package index."""
 
     def __init__(self) -> None:
-        self._rclpy = optional("rclpy", "rclpy does not help: source ROS 2's setup.bash first")
-        self._rclpy.init()
+        sourced = "rclpy does not help: source ROS 2's setup.bash first"
+        self._rclpy = optional("rclpy", sourced)
+        signals = optional("rclpy.signals", sourced)
+        # its own handlers shut ROS down at Ctrl-C, before the robot could be told to damp
+        self._rclpy.init(signal_handler_options=signals.SignalHandlerOptions.NO)
         self._node = self._rclpy.create_node("rlgym_deploy")
         self._publishers: dict[str, Any] = {}
 
