@@ -24,13 +24,17 @@ def parts_of(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dic
     """
     for name in sorted(expected.keys() ^ state.keys()):
         where = "checkpoint" if name in expected else "policy"
-        raise CheckpointError(f"the {where} has no {name!r}: build the policy as it was saved")
+        raise CheckpointError(
+            f"the {where} has no {name!r}: the network, its settings and the world's spaces must "
+            "be those of what was saved"
+        )
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in expected.items():
         if tensor.shape != state[name].shape:
             raise CheckpointError(
                 f"{name!r} is {list(state[name].shape)} in the checkpoint and "
-                f"{list(tensor.shape)} here: build the policy as it was saved"
+                f"{list(tensor.shape)} here: the network, its settings and the world's spaces must "
+                "be those of what was saved"
             )
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = state[name]

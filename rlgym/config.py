@@ -401,6 +401,8 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
         ConfigError: as `load_config`, except for wrong settings.
     """
     file = Path(path)
+    if file.is_dir() and (file / "config.yaml").is_file():  # a run
+        file /= "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{file}: there is no such file")
     if file.stat().st_size > MAX_FILE_BYTES:
@@ -496,6 +498,11 @@ def preset_for(
     worlds by its arguments may have several: the one that agrees with most of the arguments `env`
     wins, and the first by name where they agree equally.
     """
+    if not isinstance(env, Mapping):
+        raise ConfigError(
+            f"env: {short(env)} is no keys with values: these are the world's arguments "
+            "(--env.KEY VALUE), and the world itself is the first word"
+        )
     best, most = None, (False, -1)
     # "package:World-v0" and "World-v0" are the same world once the package is imported.
     world = env_id.rpartition(":")[2]

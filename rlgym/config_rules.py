@@ -49,6 +49,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
             "algo.importance_exponent",
         ),
     ),
+    ("below 2**63", lambda value: value < 2**63, ("seed", "eval.seed")),
     ("at most 1", lambda value: value <= 1, ("algo.tau",)),
     ("widths of at least 1", lambda value: all(width >= 1 for width in value), ("network.hidden",)),
 )

@@ -153,22 +153,27 @@ def require_trust(world: str, source: str | Path) -> None:
     Raises:
         UserError: says how to vouch for it.
     """
-    if is_scene(world):
-        program = world.removeprefix(UNITY)
-        if program not in ("editor", "standin"):
-            raise UserError(
-                f"{source} asks to start the program {program} for its worlds: if you know who "
-                "made both, add --trust, or trust=True in Python"
-            )
-        return
     module = world.rpartition(":")[0]
-    own = module.split(".")[0] == "rlgym"
-    if not module or own or module in sys.modules or module in _known_modules():
+    if not needs_trust(world) or (module in sys.modules and not is_scene(world)):
         return
+    if is_scene(world):
+        raise UserError(
+            f"{source} asks to start the program {world.removeprefix(UNITY)} for its worlds: if "
+            "you know who made both, add --trust, or trust=True in Python"
+        )
     raise UserError(
         f"{source} asks to import the module '{module}' for its worlds: if you know who made it, "
         "add --trust, or trust=True in Python"
     )
+
+
+def needs_trust(world: str) -> bool:
+    """Tell whether a process that has imported nothing yet would be asked about this world."""
+    if is_scene(world):
+        return world.removeprefix(UNITY) not in ("editor", "standin")
+    module = world.rpartition(":")[0]
+    own = module.split(".")[0] == "rlgym"
+    return bool(module) and not own and module not in _known_modules()
 
 
 def require_trusted_worlds(

@@ -7,6 +7,7 @@ of training; `rlgym.config` says which dataclasses there are.
 import dataclasses
 import difflib
 import math
+import os
 import types
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -25,6 +26,24 @@ from typing import (
 from rlgym.errors import ConfigError
 
 Config = TypeVar("Config")
+
+ELSEWHERE = {
+    "activation_fn": "activation",
+    "batch_size": "minibatch_size",
+    "clip_range": "clip",
+    "cuda": "device",
+    "ent_coef": "entropy_coef",
+    "gradient_steps": "updates_per_step",
+    "lr": "learning_rate",
+    "n_envs": "num_envs",
+    "n_epochs": "epochs",
+    "n_steps": "num_steps",
+    "net_arch": "hidden",
+    "timesteps": "total_steps",
+    "total_timesteps": "total_steps",
+    "vf_coef": "value_coef",
+}
+"""Names that other libraries, above all Stable-Baselines3, have for settings -> ours."""
 
 _SENTENCE = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
@@ -114,6 +133,8 @@ def _change(config: Any, changes: Any, prefix: str, asked: _Asked) -> Any:
         return changes
     if has_variants and isinstance(changes, str):
         changes = {"name": changes}
+    if changes is None:  # the head of a section with nothing under it
+        changes = {}
     if not isinstance(changes, Mapping):
         names = ", ".join(setting_types(kind))
         section = asked.spell(prefix.rstrip(".")) or "the config"
@@ -148,15 +169,17 @@ def _nearest(path: str, kind: type, asked: _Asked) -> str:
     """Say which setting was meant: here, in another section, or else all that there are here."""
     prefix, _, key = path.rpartition(".")
     prefix = f"{prefix}." if prefix else ""
-    wanted = key.replace("-", "_")
+    wanted, siblings = key.replace("-", "_"), list(setting_types(kind))
+    if ELSEWHERE.get(wanted) in siblings:
+        return f"did you mean {asked.spell(prefix + ELSEWHERE[wanted])}?"
     others = asked.variants.items() if kind in asked.variants.values() else ()
     for name, variant in others:
         if variant is not kind and wanted in setting_types(variant):
             return f"it is one of {name}: choose {asked.spell(prefix.rstrip('.'))} {name}"
     everywhere = list(nested_types(asked.root))
-    siblings = list(setting_types(kind))
     close = [prefix + name for name in difflib.get_close_matches(wanted, siblings, 1, 0.7)]
-    close += [other for other in everywhere if other.rpartition(".")[2] == wanted]
+    same = (wanted, ELSEWHERE.get(wanted))
+    close += [other for other in everywhere if other.rpartition(".")[2] in same]
     close += difflib.get_close_matches(prefix + wanted, everywhere, 1, 0.7)
     if close:
         return f"did you mean {asked.spell(close[0])}?"
@@ -164,7 +187,14 @@ def _nearest(path: str, kind: type, asked: _Asked) -> str:
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
-    """Return `value` as the field's type, allowing what YAML and a shell cannot write otherwise."""
+    """Return `value` as the field's type, allowing what YAML and a shell cannot write otherwise.
+
+    From Python come numpy's numbers and arrays, and paths.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     origin, options = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None or (isinstance(value, str) and value.lower() in ("none", "null")):
@@ -176,7 +206,11 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
             value = "on" if value else "off"
         if value in options:
             return value
-        raise ConfigError(f"{path}: {value!r} is not a choice: {suggest(str(value), [*options])}")
+        near = difflib.get_close_matches(str(value), options, 1, 0.7)
+        meant = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(options)}"
+        raise ConfigError(f"{path}: {short(value)} is not a choice: {meant}")
+    if origin is tuple and _number(value) is not None:  # a list of one
+        value = [value]
     if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(_convert(entry, options[0], path) for entry in value)
     if hint is bool and isinstance(value, bool):

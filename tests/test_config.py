@@ -124,6 +124,22 @@ def test_a_person_starts_from_the_preset_of_world_and_algorithm():
         starting_config("CartPole-v1", "auto", "ppp")
 
 
+def test_what_python_programs_hold_is_taken():
+    rates = {"learning_rate": np.float32(0.5), "normalize_advantages": np.bool_(False)}
+    given = {"seed": np.int64(3), "network": {"hidden": np.array([8, 4])}, "algo": rates}
+    merged = merge(TrainConfig(), given)
+    assert (merged.seed, merged.network.hidden) == (3, (8, 4))
+    assert (merged.algo.learning_rate, merged.algo.normalize_advantages) == (0.5, False)
+    assert merge(TrainConfig(), {"network": {"hidden": 64}, "algo": None}).network.hidden == (64,)
+    demos = {"algo": {"demonstrations": Path("swings.npz")}}
+    assert merge(default_config("A-v0", "sac"), demos).algo.demonstrations == "swings.npz"
+
+
+def test_a_folder_of_a_run_stands_for_its_config(tmp_path):
+    save_config(TrainConfig(seed=5), tmp_path / "config.yaml")
+    assert load_config(tmp_path).seed == 5
+
+
 def test_a_section_may_be_given_as_its_dataclass():
     assert merge(TrainConfig(), {"algo": PPOConfig(epochs=3)}).algo.epochs == 3
 
@@ -167,7 +183,7 @@ def test_an_unknown_key_names_the_nearest_or_all(changes, parts):
             "algo.normalize_advantages: expected true or false, got 'yes'",
         ),
         ({"device": 3}, "device: expected a text, got 3"),
-        ({"network": {"hidden": 64}}, "network.hidden: expected a list, each a whole number"),
+        ({"network": {"hidden": "wide"}}, "network.hidden: expected a list, each a whole number"),
         ({"network": {"hidden": [64, "x"]}}, "network.hidden: expected a whole number, got 'x'"),
         ({"env": [1]}, "env: expected keys with values, got [1]"),
         ({"algo": 3}, "algo: expected settings (num_steps, "),

@@ -29,6 +29,40 @@ def test_unknown_id_names_the_nearest_and_the_package(name: str, hint: str, monk
     assert "\n" not in str(caught.value)
 
 
+def test_an_old_version_that_moved_away_names_the_new_one() -> None:
+    with pytest.raises(WorldError, match="no longer part of gymnasium: use Ant-v5"):
+        rlgym.make("Ant-v3")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = (", r"importing own_lab failed: SyntaxError: .*own_lab.py, line 1"),
+        (
+            "raise KeyError('port')",
+            r"importing own_lab failed: KeyError: 'port' \(.*own_lab.py:1\)",
+        ),
+        (
+            "import gymnasium\n"
+            "def build():\n    raise OSError('no robot.urdf')\n"
+            "gymnasium.register('OwnLab-v0', build)",
+            r"OwnLab-v0 cannot be built: OSError: no robot.urdf \(.*own_lab.py:3\)",
+        ),
+        ("", r"unknown world 'OwnLab-v0'"),
+    ],
+)
+def test_faults_of_a_world_of_ones_own_are_told_in_a_line(tmp_path, monkeypatch, text, says):
+    (tmp_path / "own_lab.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_lab", raising=False)
+    monkeypatch.delitem(gymnasium.registry, "OwnLab-v0", raising=False)
+    with pytest.raises(WorldError, match=says) as caught:
+        rlgym.make("own_lab:OwnLab-v0")
+    assert "\n" not in str(caught.value)
+    gymnasium.registry.pop("OwnLab-v0", None)
+    sys.modules.pop("own_lab", None)
+
+
 def test_missing_module_says_what_to_install() -> None:
     with pytest.raises(MissingExtraError, match="folder that holds it, or install what brings it"):
         rlgym.make("no_such_package:World-v0")

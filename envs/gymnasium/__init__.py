@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import traceback
 from typing import Any
 
 import gymnasium
 from gymnasium import error
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import find_highest_version, load_env_creator
 
 from rlgym.envs.gymnasium import bullet
-from rlgym.errors import ConfigError, MissingExtraError, WorldError
+from rlgym.errors import ConfigError, MissingExtraError, UserError, WorldError
 
 PACKAGES = {
     "AdroitHand": "gymnasium-robotics",
@@ -75,6 +76,10 @@ def make_world(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
         raise _missing(world_id, problem) from problem
     except TypeError as problem:
         raise _wrong_argument(world_id, spec, kwargs, problem) from problem
+    except UserError:
+        raise
+    except Exception as problem:  # its own constructor's
+        raise WorldError(f"{world_id} cannot be built: {_told(problem)}") from problem
 
 
 def _import(module: str) -> None:
@@ -91,9 +96,27 @@ def _import(module: str) -> None:
         else:  # it would be somebody else's package that the index has under a name of one's own
             fix = "call from the folder that holds it, or install what brings it"
         raise MissingExtraError(f"module {module!r} is not installed: {fix}") from None
+    except UserError:
+        raise
+    except Exception as problem:  # what stands in it runs
+        raise WorldError(f"importing {module} failed: {_told(problem)}") from problem
 
 
-def _missing(world_id: str, problem: Exception) -> MissingExtraError:
+def _told(problem: Exception) -> str:
+    """An error of a world's own code in a line, and where it was raised."""
+    text = " ".join(str(problem).split())
+    last = traceback.extract_tb(problem.__traceback__)[-1]
+    where = "" if isinstance(problem, SyntaxError) else f" ({last.filename}:{last.lineno})"
+    return f"{type(problem).__name__}: {text}{where}"
+
+
+def _missing(world_id: str, problem: Exception) -> WorldError | MissingExtraError:
+    if "gymnasium-robotics" in str(problem):
+        spec = gymnasium.spec(world_id)
+        newest = find_highest_version(spec.namespace, spec.name)
+        return WorldError(
+            f"{world_id} is old and no longer part of gymnasium: use {spec.name}-v{newest}"
+        )
     for part, extra in _EXTRAS.items():
         if part in str(problem).lower():
             return MissingExtraError(f'{world_id} needs {part}: pip install "rlgym-lab[{extra}]"')
@@ -113,7 +136,7 @@ def _unknown(world_id: str, reason: str) -> str:
     if near or same:
         text += f": did you mean {', '.join((same + near)[:3])}?"
     for part, package in PACKAGES.items():
-        if part.lower() in world_id.lower():
+        if part in world_id or world_id.lower().startswith(part.lower()):
             module = package.replace("-", "_")
             text += (
                 f" It may be from {package}: pip install {package}, then use {module}:{world_id}."

@@ -6,6 +6,7 @@ wrong flag and a wrong line of a file get the same one-line error. tyro draws th
 
 import contextlib
 import dataclasses
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar, cast, get_origin
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn, TypeVar, cast, get_origin
 import yaml
 
 from rlgym.errors import ConfigError, UserError
-from rlgym.settings import change, nested_types, suggest
+from rlgym.settings import ELSEWHERE, change, nested_types
 
 Options = TypeVar("Options")
 
@@ -161,10 +162,10 @@ def _value(flag: str, hint: Any, rest: list[str], has_value: bool) -> Any:
         taken = [_take(flag, rest, has_value)]
         while rest and not rest[0].startswith("--"):
             taken.append(rest.pop(0))
-        return taken
+        return [part for word in taken for part in word.split(",") if part]
     if hint is bool:
         # `--overwrite runs/x` is a switch and a word; `--overwrite false` is a value.
-        states = {"true": True, "false": False}
+        states = {"true": True, "false": False, "yes": True, "no": False}
         if rest and rest[0].lower() in states:
             return states[rest.pop(0).lower()]
         return _take(flag, rest, has_value) if has_value else True
@@ -186,9 +187,11 @@ def _read_yaml(flag: str, text: str) -> Any:
 
 
 def _nearest_flag(flag: str, types: Mapping[str, Any]) -> str:
-    known = [spell(path) for path in types]
-    same_end = [name for name in known if name.rpartition(".")[2] == flag[2:]]
-    return f"did you mean '{same_end[0]}'?" if same_end else suggest(flag, known)
+    wanted = flag[2:].replace("-", "_").rpartition(".")[2]
+    same = (wanted, ELSEWHERE.get(wanted))
+    close = [spell(path) for path in types if path.rpartition(".")[2] in same]
+    close += difflib.get_close_matches(flag, [spell(path) for path in types], 1)
+    return f"did you mean '{close[0]}'?" if close else "--help lists them"
 
 
 def _is_number(token: str) -> bool:
@@ -197,3 +200,19 @@ def _is_number(token: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def require_at_least(options: Any, **lowest: float) -> None:
+    """Refuse a flag below its lowest value; one that is None was not given.
+
+    Args:
+        options: A verb's own options.
+        lowest: For each of the flags that have one, by its field's name.
+
+    Raises:
+        UserError: names the flag and the value.
+    """
+    for name, bound in lowest.items():
+        value = getattr(options, name)
+        if value is not None and not bound <= value < float("inf"):
+            raise UserError(f"{spell(name)} must be at least {bound}, not {value}")

@@ -16,6 +16,7 @@ from rlgym.config import (
     algo_named,
     asks_for_tensors,
     merge,
+    preset_for,
     read_yaml,
     starting_config,
     to_dict,
@@ -30,7 +31,7 @@ DESCRIPTION = """\
 Train a policy: rlgym train ENV [flags]
 
 ENV is a registered world, or module:id to import a package that registers it (rlgym envs).
-Settings: the preset tuned for the world when there is one, then --config, then flags.
+Settings: --config, or else the preset tuned for the world when there is one, then flags.
 
   --algo NAME          algorithm: ppo or sac
   --preset NAME        another preset, or none for plain defaults
@@ -106,7 +107,9 @@ class Progress:
         return self
 
     def __exit__(self, kind: Any, error: object, trace: Any) -> None:
-        """After a signal or a fault, say how to go on."""
+        """After a fault, say how to go on; after a signal the run has said it."""
+        if kind is SystemExit and not self.quiet:
+            return
         if kind is not None and self.folder is not None and (self.folder / "latest.json").exists():
             print(f"rlgym resume {self.folder} goes on from what was saved", file=sys.stderr)
 
@@ -125,10 +128,13 @@ class Progress:
             return
         if self.quiet:
             return
+        from rlgym.registry import needs_trust
+
         score = "" if run.result is None else f"; return {run.result.mean:.2f} in evaluation"
+        words = f"{run.run_dir} --trust" if needs_trust(run.config.env_id) else f"{run.run_dir}"
         print(
             f"{run.stopped}{score}\n"
-            f"  rlgym eval {run.run_dir}      rlgym play {run.run_dir}\n"
+            f"  rlgym eval {words}      rlgym play {words}\n"
             f"  tensorboard --logdir {run.run_dir.parent}"
         )
 
@@ -170,11 +176,18 @@ def _base(shell: Shell, env_id: str | None, flags: dict[str, Any]) -> tuple[Trai
     tensors = asks_for_tensors(flags)
     config = starting_config(named, preset, algo, flags.get("env") or {}, tensors)
     notice = ""
+    if shell.preset == "auto" and shell.config is not None:
+        left = preset_for(config.env_id, algo or "ppo", flags.get("env") or {}, tensors)
+        if left and "preset" not in values:  # a run's own config has it
+            notice = f"using {shell.config} without the preset {left} (--preset {left} adds it)"
     if preset == "auto" and config.preset is not None:
         notice = f"using the preset {config.preset} (--preset none for plain defaults)"
     if shell.algo is not None and algo_named(values) not in (None, shell.algo):
         raise ConfigError(f"{shell.config} is not for {shell.algo}: leave one of the two out")
-    config = merge(config, values)
+    try:
+        config = merge(config, values)
+    except ConfigError as error:
+        raise ConfigError(f"{shell.config}: {error}") from None
     if env_id is not None and not config.env_id.endswith(f":{env_id}"):
         config = replace(config, env_id=env_id)
     return config, notice

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlgym.errors import ContractError, SpaceError, WorldError
+from rlgym.settings import short
 from rlgym.spaces import Tree, map_tree, tree_items
 from rlgym.vector.contract import VectorEnv
 from rlgym.vector.slot import Episode, WorldTraits
@@ -52,6 +53,10 @@ class SB3VecEnv(VecEnv):
 
     def __init__(self, env: VectorEnv) -> None:
         """Take over spaces; nested observations are refused."""
+        if not isinstance(env, VectorEnv):
+            raise ContractError(
+                f"to_sb3 takes a vector env, not {short(env)}: make one with rlgym.make_vec"
+            )
         space = env.single_observation_space
         if isinstance(space, (spaces.Dict, spaces.Tuple)) and any(
             isinstance(part, (spaces.Dict, spaces.Tuple)) for part in _parts(space)
@@ -184,6 +189,11 @@ class FromSB3(VectorEnv):
 
     def __init__(self, vec_env: VecEnv, **kwargs: Any) -> None:
         """Read its spaces; actions and observations are copied into our own arrays."""
+        if not isinstance(vec_env, VecEnv):
+            raise ContractError(
+                f"from_sb3 takes a vector env of Stable-Baselines3, not {short(vec_env)}: "
+                "any other goes to rlgym.make_vec"
+            )
         if kwargs.get("num_groups", 1) != 1:
             raise ContractError("an SB3 VecEnv steps all its worlds at once: use num_groups=1")
         self.vec_env = vec_env

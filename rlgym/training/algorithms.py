@@ -76,8 +76,9 @@ class OnPolicy:
     def replay(self, *_: Any) -> None:
         """There is none: a rollout is learned from once."""
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run) -> str:
         """Nothing is known before the first step of a new run."""
+        return ""
 
 
 class OffPolicy:
@@ -148,15 +149,18 @@ class OffPolicy:
             hindsight=hindsight,
         )
 
-    def prepare(self, run: Run) -> None:
+    def prepare(self, run: Run) -> str:
         """Put the demonstrations, if there are any, into a new run's replay buffer.
+
+        Returns:
+            What came of it, to be shown; "" where there is nothing to say.
 
         Raises:
             UserError: they do not fit the world, or its wrappers.
         """
         path, replay = self.algo.demonstrations, run.replay
         if path is None or replay is None:
-            return
+            return ""
         found = read_demonstrations(path, run.env.obs_layout, run.env.action_layout)
         wrappers = run.config.wrappers
         if found.stored:
@@ -164,9 +168,9 @@ class OffPolicy:
         else:
             found.rewards = _wrapped_rewards(found.rewards, wrappers)
         replay.add_demonstrations(found, run.policy.scale_action)
-        if replay.size < found.size:
-            text = f"of {found.size:,} steps in {path} the buffer holds {replay.size:,}"
-            run.logger.note(text)
+        if replay.size == found.size:
+            return ""
+        return f"of {found.size:,} steps in {path} the buffer holds {replay.size:,}"
 
 
 def algorithm(algo: PPOConfig | SACConfig) -> OnPolicy | OffPolicy:

@@ -42,6 +42,10 @@ def choose_folder(run_dir: str | Path | None, config: TrainConfig, overwrite: bo
     if folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder} is not empty and holds no run: give another folder")
+        if not overwrite and not (folder / "checkpoints").is_dir():
+            raise UserError(
+                f"{folder} holds a run of which nothing was saved: --overwrite begins it anew"
+            )
         if not overwrite:
             raise UserError(
                 f"{folder} holds a run already: rlgym resume {folder} continues it, "

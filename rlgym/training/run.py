@@ -18,6 +18,7 @@ from rlgym.config import (
 )
 from rlgym.errors import UserError
 from rlgym.registry import WorldFactory, require_trusted_cluster, require_trusted_worlds
+from rlgym.settings import short
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training.console import Mode
 from rlgym.training.distributed import joined
@@ -74,6 +75,11 @@ def train(
         SystemExit: SIGINT or SIGTERM ended the run, after it was saved; 128 + the signal's number.
     """
     factory = None if isinstance(world, str | TrainConfig) else world
+    if not isinstance(world, str | TrainConfig) and not callable(world):
+        raise UserError(
+            f"the world is {short(world)}: pass its id, its class or a function that builds one, "
+            "not one that is built"
+        )
     network = _own_network(network, settings)
     config = _config(world, preset, settings)
     if isinstance(world, TrainConfig) and not trust:
@@ -135,7 +141,10 @@ def resume(
     with joined() as group, locked(folder) if group.leads else nullcontext():
         saved = checkpoints.newest(folder)
         if saved is None:
-            raise UserError(f"{folder} has no checkpoint yet: start it again with --overwrite")
+            raise UserError(
+                f"{folder} has no checkpoint yet: start it again, rlgym train --config {folder} "
+                f"--run-dir {folder} --overwrite"
+            )
         snapshot = Snapshot.from_files(saved)
         state = RunState.from_document(snapshot.state)
         if state.env_steps >= config.total_steps:

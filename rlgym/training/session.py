@@ -19,6 +19,7 @@ from rlgym.errors import CheckpointError, PeerLostError, UserError
 from rlgym.registry import EDITOR, WorldFactory
 from rlgym.rollout.collector import CollectStats, HostCollector, set_generator
 from rlgym.rollout.device_collector import DeviceCollector
+from rlgym.settings import short
 from rlgym.training import checkpoint as checkpoints
 from rlgym.training.algorithms import algorithm
 from rlgym.training.cloning import start_cloning
@@ -34,6 +35,8 @@ from rlgym.training.signals import Interrupted, Signals
 from rlgym.training.state import RunState, Snapshot
 from rlgym.training.worlds import choose_device, make_worlds, settle, world_seeds
 
+HOOKS = ("on_start", "on_rollout", "on_update", "on_evaluation", "on_end", "symmetry")
+"""Methods of a hook; see `rlgym.train`."""
 SLOW_UPDATE = 1.0
 """Seconds of an update from which on the learner is copied at each boundary: a signal in the middle
 of a shorter one can wait for its end."""
@@ -123,16 +126,19 @@ class Run:
             self._store = None if self.replay is None else ReplayStore(self.replay)
             noise = torch.Generator(self.device).manual_seed(int(seeds[1]) + group.rank)
             self.shuffle = torch.Generator(self.device).manual_seed(int(seeds[2]) + group.rank)
-            cloned = start_cloning(self, new=snapshot is None)
+            # all that may fail comes before the folder is made
+            notes, first = [start_cloning(self, new=snapshot is None)], None
+            if snapshot is None:
+                notes.append(self._algorithm.prepare(self))
+                first = self.env.reset(seed=self._world_seeds(config.seed))
             self.collector: Any = self._make_collector(noise)
             self.signals = Signals(rescue=self._save_boundary)
             self.logger: Logger | Silent = self._make_logger(console, new=snapshot is None)
-            if cloned:
-                self.logger.note(cloned)
-            if snapshot is None:
-                self._algorithm.prepare(self)
-                self.collector.start(*self.env.reset(seed=self._world_seeds(config.seed)))
-            else:
+            for note in filter(None, notes):
+                self.logger.note(note)
+            if first is not None:
+                self.collector.start(*first)
+            elif snapshot is not None:
                 self._restore(snapshot)
                 if group.leads:  # now that the settings are known to fit what was saved
                     save_config(self.config, run_dir / "config.yaml")
@@ -468,7 +474,11 @@ class Run:
 def _list(hooks: Any) -> list[Any]:
     if hooks is None:
         return []
-    return list(hooks) if isinstance(hooks, list | tuple) else [hooks]
+    given = list(hooks) if isinstance(hooks, list | tuple) else [hooks]
+    for hook in given:
+        if isinstance(hook, type) or not any(hasattr(hook, name) for name in HOOKS):
+            raise UserError(f"{short(hook)} is no hook: give an object with {' or '.join(HOOKS)}")
+    return given
 
 
 def _passed(every: int, before: int, now: int) -> bool:

@@ -241,7 +241,15 @@ def replay_dump(
         ) from None
     if world_id is not None and ":" in world_id and not trust:
         raise WorldError(
-            f"{path} would import {world_id.split(':')[0]}: pass trust=True if you trust it"
+            f"{path} would import {world_id.split(':')[0]}: if you know who made it, add --trust, "
+            "or trust=True in Python"
+        )
+    from rlgym.registry import PRIVILEGED  # which builds these wrappers
+
+    if not isinstance(kwargs, dict) or (not trust and not kwargs.keys().isdisjoint(PRIVILEGED)):
+        raise WorldError(
+            f"{path} gives its world arguments with which it can write anywhere: if you know who "
+            "made it, add --trust, or trust=True in Python"
         )
     world = make(**kwargs) if world_id is None else make(world_id, **kwargs)
     try:

@@ -250,7 +250,7 @@ def test_state_dict_continues_bit_for_bit(rollout, network):
     wanted = learner.state_dict()
     assert all(torch.equal(wanted[name], value) for name, value in other.state_dict().items())
     smaller, *_ = rollout(OBS, TORQUES, NetworkConfig(hidden=(8,), recurrent_size=8, **network))
-    with pytest.raises(CheckpointError, match="build the policy as it was saved"):
+    with pytest.raises(CheckpointError, match="must be those of what was saved"):
         smaller.load_state_dict(state)
 
 

@@ -275,7 +275,7 @@ def test_a_checkpoint_of_another_policy_is_refused():
     own = learner(OBS, TORQUES)
     saved = own.state_dict()
     other = learner(OBS, TORQUES, {"hidden": (8, 16)})
-    with pytest.raises(CheckpointError, match="build the policy as it was saved"):
+    with pytest.raises(CheckpointError, match="must be those of what was saved"):
         other.load_state_dict(saved)
     saved.pop("log_temperature")
     with pytest.raises(CheckpointError, match="checkpoint has no 'log_temperature'"):

@@ -70,6 +70,7 @@ def test_a_world_of_a_module_in_the_working_folder(tmp_path):
     steps = ("--total-steps", "256", "--run-dir", "run", "--num-workers", "1")
     done = call("train", "my_lab:Own-v0", *SMALL, "--backend", "process", *steps)
     assert done.returncode == 0, done.stderr
+    assert "rlgym eval run --trust" in done.stdout, "what is advised works"
     assert call("eval", "run", "--episodes", "1").returncode == 2
     done = call("eval", "run", "--episodes", "1", "--trust")
     assert done.returncode == 0, done.stderr
@@ -117,6 +118,24 @@ def test_eval_of_a_damaged_run_reports_and_uses_the_one_before(run, capsys):
     shown = capsys.readouterr()
     assert "model.safetensors has 100 bytes" in shown.err and "using step-000000" in shown.err
     assert json.loads(shown.out)["step"] < 1024
+
+
+def test_eval_of_a_run_whose_best_is_broken_says_which_flag_helps(run, capsys):
+    best = json.loads((Path(run) / "best.json").read_text())["checkpoint"]
+    (Path(run) / "checkpoints" / best / "model.safetensors").write_bytes(b"")
+    assert main(["eval", run, "--episodes", "1"]) == 2
+    assert "use the last one instead (--which last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["eval", "export", "record"])
+def test_a_policy_in_a_world_that_it_does_not_fit_is_one_line(run, capsys, verb):
+    if verb == "record":
+        pytest.importorskip("imageio.v2")
+    config = Path(run) / "config.yaml"
+    config.write_text(config.read_text().replace("CartPole-v1", "MountainCar-v0"))
+    assert main([verb, run]) == 2
+    error = capsys.readouterr().err
+    assert "the world has the observations Box" in error and error.count("\n") == 1
 
 
 def test_resume_goes_on_to_a_new_end(run, capsys):
@@ -250,7 +269,8 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     assert time.monotonic() - started < 10
     assert process.returncode == 130, shown
     assert "Traceback" not in shown
-    assert shown.rstrip().endswith(f"rlgym resume {folder} goes on from what was saved")
+    assert shown.count(f"rlgym resume {folder} continues it") == 1
+    assert shown.count("rlgym resume") == 1
     saved = json.loads((folder / "latest.json").read_text())["step"]
     done = rlgym("resume", str(folder), "--total-steps", str(saved + 256))
     assert done.returncode == 0, done.stderr

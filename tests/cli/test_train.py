@@ -25,6 +25,18 @@ def failure(capsys, *words):
     return shown.err
 
 
+def test_a_mistake_in_a_file_names_the_file(capsys, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("algo:\n  lr: 1\n")
+    text = failure(capsys, "CartPole-v1", "--config", str(file))
+    assert f"{file}: algo.lr is not a setting: did you mean algo.learning_rate?" in text
+
+
+def test_lists_and_switches_as_people_write_them():
+    config = merged("X-v0", "--network.hidden", "32,16", "--algo.normalize-advantages", "no")
+    assert config.network.hidden == (32, 16) and not config.algo.normalize_advantages
+
+
 def test_the_tuned_preset_is_used_and_named():
     _, config, notice = read_arguments(["CartPole-v1"])
     assert config == load_preset("cartpole-ppo")
@@ -104,6 +116,8 @@ def test_a_file_stands_between_preset_and_flags(tmp_path):
     assert config == from_dict(
         {"env_id": "Acrobot-v1", "seed": 5, "algo": {"gamma": 0.5, "epochs": 3}}
     ), "a file alone is not mixed with a preset"
+    notice = read_arguments(["CartPole-v1", "--config", file])[2]
+    assert "without the preset cartpole-ppo (--preset cartpole-ppo adds it)" in notice
     both = merged("CartPole-v1", "--config", file, "--preset", "cartpole-ppo")
     assert (both.env_id, both.seed, both.algo.gamma) == ("CartPole-v1", 5, 0.5)
     assert both.algo.num_steps == load_preset("cartpole-ppo").algo.num_steps
@@ -154,7 +168,15 @@ def test_help_shows_the_presets_values(capsys):
         (["X-v0", "--preset", "carpole-ppo"], "did you mean 'cartpole-ppo'?"),
         (["--config", "absent.yaml"], "absent.yaml: there is no such file"),
         (["X-v0", "--env.a", "!!python/name:os.system"], "is not plain YAML"),
-        (["X-v0", "--env", "3"], "--env: expected keys with values"),
+        (["X-v0", "--env", "3"], "--env.KEY VALUE), and the world itself is the first word"),
+        (["X-v0", "--lr", "1"], "did you mean '--algo.learning-rate'?"),
+        (["X-v0", "--timesteps", "1"], "did you mean '--total-steps'?"),
+        (["X-v0", "--net-arch", "1"], "did you mean '--network.hidden'?"),
+        (["X-v0", "--algo.n-steps", "1"], "did you mean '--algo.num-steps'?"),
+        (["X-v0", "--algo.batch-size", "1"], "did you mean --algo.minibatch-size?"),
+        (["X-v0", "--cuda"], "did you mean '--device'?"),
+        (["X-v0", "--xyzzy"], "--xyzzy is not a flag: --help lists them"),
+        (["X-v0", "--backend", "thread"], "choose from auto, sync, process, device"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(capsys, tmp_path, monkeypatch, words, expected):

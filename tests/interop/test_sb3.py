@@ -181,6 +181,10 @@ def test_from_sb3_info_keys_and_groups():
         *_, terminated, _, info = env.step(torch.zeros(2, dtype=torch.int64))
     assert terminated.all()
     assert set(info["is_success"].tolist()) <= {0.0, 1.0}
+    with pytest.raises(ContractError, match=r"not 'CartPole-v1': make one with rlgym.make_vec"):
+        to_sb3("CartPole-v1")
+    with pytest.raises(ContractError, match=r"any other goes to rlgym.make_vec"):
+        from_sb3(3)
     with pytest.raises(ContractError, match="num_groups=1"):
         from_sb3(dummy("CartPole-v1", 2), num_groups=2)
 

@@ -127,6 +127,52 @@ def test_folder_of_something_else_is_refused(tmp_path):
         train("CartPole-v1", tmp_path, overwrite=True)
 
 
+class Unplugged(gymnasium.Env):
+    """No first reset works."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        if seed:  # 0 is to look at it
+            raise OSError("no robot")
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_what_fails_before_the_first_step_leaves_no_folder(tmp_path):
+    demos = {"name": "sac", "demonstrations": str(tmp_path / "nowhere.npz")}
+    with pytest.raises(UserError, match=r"nowhere\.npz"):
+        rlgym.train("Pendulum-v1", run_dir=tmp_path / "run", algo=demos, console="off")
+    with pytest.raises(WorldError, match="first reset of world 0 failed: OSError: no robot"):
+        train(Unplugged, tmp_path / "run")
+    assert not list(tmp_path.glob("run/*.yaml"))
+
+
+def test_a_run_of_which_nothing_was_saved_may_be_begun_anew(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 1")
+    with pytest.raises(UserError, match="nothing was saved: --overwrite begins it anew"):
+        train("CartPole-v1", tmp_path)
+    with pytest.raises(UserError, match=r"rlgym train --config .* --overwrite"):
+        rlgym.resume(tmp_path, console="off")
+    train("CartPole-v1", tmp_path, overwrite=True, total_steps=200)
+
+
+@pytest.mark.parametrize("world", [None, 3, gymnasium.make("CartPole-v1")], ids=str)
+def test_a_world_that_is_built_already_is_refused(tmp_path, world):
+    with pytest.raises(UserError, match="pass its id, its class or a function that builds one"):
+        train(world, tmp_path)
+
+
+@pytest.mark.parametrize("hooks", [3, StopAt, object()], ids=["number", "class", "no method"])
+def test_what_is_no_hook_is_refused(tmp_path, hooks):
+    with pytest.raises(UserError, match="is no hook: give an object with on_start or"):
+        train("CartPole-v1", tmp_path, hooks)
+    assert not list(tmp_path.iterdir())
+
+
 def test_default_folder_names_world_algorithm_and_seed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = train(TOY + "Counter-v0", None, backend="sync", total_steps=50, seed=7)
@@ -176,7 +222,7 @@ class Watcher:
 
 def test_hooks_are_called_in_order(tmp_path):
     watcher = Watcher()
-    train("CartPole-v1", tmp_path, [watcher, object()], backend="sync", total_steps=150)
+    train("CartPole-v1", tmp_path, [watcher, StopAt(10**9)], backend="sync", total_steps=150)
     expected = ["start", "rollout", "update", "rollout", "update", "evaluation", "end"]
     assert watcher.seen == expected
 
