@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -90,6 +90,8 @@ class Run:
         self.learn_seconds = 0.0
         self._world = world
         self._hooks = _list(hooks)
+        if console not in get_args(Mode):
+            raise UserError(f"console is {short(console)}: {' or '.join(get_args(Mode))}")
         self._eval_env: Any = None
         self._saving = threading.RLock()
         self._saved_step = -1 if snapshot is None else self.state.env_steps

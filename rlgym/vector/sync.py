@@ -85,8 +85,7 @@ class SyncVectorEnv(VectorEnv):
         if self.health["world_errors"] > self.max_restarts:
             raise WorldError(
                 f"worlds raised {self.health['world_errors']} times, more than max_restarts="
-                f"{self.max_restarts}; "
-                f"the last: {loss.reason}\n{loss.traceback}"
+                f"{self.max_restarts}; the last: {loss.reason}; report: {report}"
             )
 
     def _mark(self) -> None:

@@ -223,12 +223,12 @@ def test_a_strangers_dump_imports_nothing(tmp_path):
             | {"actions": {"": []}, "name": "X"}
         )
     )
-    with pytest.raises(WorldError, match="would import antigravity.*--trust"):
+    with pytest.raises(WorldError, match=r"would import antigravity.*--trust"):
         replay_dump(path, rlgym.make)
     victim = tmp_path / "victim"
     document = json.loads(path.read_text()) | {"world": "rlgym/Crash-v0"}
     path.write_text(json.dumps(document | {"kwargs": {"once_file": str(victim)}}))
-    with pytest.raises(WorldError, match="write anywhere.*--trust"):
+    with pytest.raises(WorldError, match=r"write anywhere.*--trust"):
         replay_dump(path, rlgym.make)
     assert not victim.exists()
     path.write_text("[1, 2]")

@@ -168,6 +168,8 @@ def test_a_world_that_is_built_already_is_refused(tmp_path, world):
 
 @pytest.mark.parametrize("hooks", [3, StopAt, object()], ids=["number", "class", "no method"])
 def test_what_is_no_hook_is_refused(tmp_path, hooks):
+    with pytest.raises(UserError, match="console is 'loud': auto or live or plain or off"):
+        rlgym.train("CartPole-v1", run_dir=tmp_path, console="loud")
     with pytest.raises(UserError, match="is no hook: give an object with on_start or"):
         train("CartPole-v1", tmp_path, hooks)
     assert not list(tmp_path.iterdir())
