@@ -141,8 +141,9 @@ class _ChoicePart:
         if self.is_binary:  # logit of being on, against 0 for off
             params = torch.stack((torch.zeros_like(params), params), -1).flatten(1)
         logits = params.split(self.sizes, -1)
-        unmasked = mask is None or self.is_binary
-        flags = [None] * len(logits) if unmasked else mask.split(self.sizes, -1)
+        flags: Any = [None] * len(logits)
+        if mask is not None and not self.is_binary:
+            flags = mask.split(self.sizes, -1)
         parts = [
             torch.log_softmax(allow(own, allowed), -1)
             for own, allowed in zip(logits, flags, strict=True)

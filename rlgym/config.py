@@ -286,6 +286,11 @@ class TrainConfig:
 ALGOS: dict[str, type] = {"ppo": PPOConfig, "sac": SACConfig}
 """Algorithms by the name that a YAML config and `--algo` use."""
 
+PRIVILEGED = ("args", "crash_dir", "log_folder", "once_file")
+"""Arguments of worlds that name what is written to, or words for a program: not a file's to give.
+
+By name, whatever the world: a module in front of an id leads to the same world under another."""
+
 MAX_FILE_BYTES = 50_000
 """A config is a page of text; a larger file is not read."""
 MAX_DEPTH = 30

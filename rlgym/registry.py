@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium
 
+from rlgym.config import PRIVILEGED, TrainConfig
 from rlgym.errors import ConfigError, DeviceError, MissingExtraError, UserError, WorldError
 from rlgym.settings import suggest
 
 if TYPE_CHECKING:
-    from rlgym.config import TrainConfig
     from rlgym.spaces import Layout
     from rlgym.vector.contract import VectorEnv
 
@@ -51,10 +51,6 @@ UNITY = "unity:"
 """How the name of a Unity scene begins: unity:PATH, unity:editor, unity:standin."""
 EDITOR = "unity:editor"
 """The scene that is open in the Unity editor; there is one, so it trains and evaluates in turn."""
-PRIVILEGED = ("args", "crash_dir", "log_folder", "once_file")
-"""Arguments of worlds that name what is written to, or words for a program: not a file's to give.
-
-By name, whatever the world: a module in front of an id leads to the same world under another."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,11 @@ STD_LOW = 0.03
 MAX_CRASH_BYTES = 256_000_000
 """Size beyond which the report of a lost world is not read."""
 
+LEARN_LESS = {
+    "ppo": "use fewer epochs, larger minibatches",
+    "sac": "lower algo.updates_per_step, use a smaller network",
+}
+"""Algorithm -> which of its settings make the updates shorter."""
 HEALTH = {
     "restarts": "workers died and were replaced: what they were doing is in the run's crashes/",
     "timeouts": "workers gave no answer in time: raise timeout, or find what hangs in the world",
@@ -102,15 +107,15 @@ def shares(lines: list[dict[str, Any]]) -> dict[str, float]:
     return {part: seconds / total for part, seconds in sums.items()} if total else sums
 
 
-def advice(parts: dict[str, float]) -> str:
-    """Say in words what takes the most time and what would help."""
+def advice(parts: dict[str, float], algo: str = "ppo") -> str:
+    """Say in words what takes the most time and what would help a run of this algorithm."""
     most = max(parts, key=lambda part: parts[part])
     words = {
         "idle": "waiting for the worlds: use backend process, more num_workers or more num_envs",
         "policy": "the policy's inference: use more num_envs per step, or a smaller network",
         "transfer": "copies between devices: use device cpu for a network this small",
         "collect": "handling each step: use more num_envs per step",
-        "learn": "the updates: use fewer epochs, larger minibatches, or an accelerator",
+        "learn": f"the updates: {LEARN_LESS.get(algo, 'use a smaller network')}, or an accelerator",
         "other": "evaluation, saving and logging: raise eval.every and checkpoint.every",
     }
     return f"{parts[most]:.0%} of the time goes to {words[most]}"

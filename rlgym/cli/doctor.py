@@ -19,10 +19,12 @@ from rich.table import Table
 from tyro.conf import Positional
 
 import rlgym
-from rlgym.cli.arguments import parse
+from rlgym.cli.arguments import parse, require_at_least
 from rlgym.cli.diagnosis import advice, diagnose, read_crash, read_metrics, series, shares
-from rlgym.cli.runs import is_run
-from rlgym.errors import UserError, WorldError
+from rlgym.cli.runs import is_run, no_run
+from rlgym.config import ALGOS, load_config
+from rlgym.errors import CheckpointError, UserError, WorldError
+from rlgym.settings import short
 from rlgym.training.folder import CRASHES
 from rlgym.vector.check.trial import Finding
 
@@ -59,6 +61,7 @@ class Options:
 def run(argv: list[str]) -> int:
     """Look at the target."""
     options = parse(Options, argv, "rlgym doctor", ("target",))
+    require_at_least(options, steps=1, seed=0, timeout=1)
     if not options.target:
         report, findings = machine()
     elif is_run(options.target):
@@ -66,9 +69,7 @@ def run(argv: list[str]) -> int:
     elif options.target.endswith(".json"):
         report, findings = of_file(Path(options.target), options.trust)
     elif Path(options.target).is_dir():
-        raise UserError(
-            f"{options.target} holds no run (no config.yaml in it): give a run's folder"
-        )
+        raise no_run(options.target)
     else:
         report, findings = of_world(options)
     if options.json:
@@ -211,8 +212,17 @@ def of_world(options: Options) -> tuple[dict[str, Any], list[Finding]]:
             return {"world": options.target}, [Finding("error", "exit", text)]
         told = json.loads(answer.read_text())
     if "error" in told:
+        unknown = told["error"].startswith("unknown world") and "did you mean" not in told["error"]
+        if unknown and _is_path(options.target):
+            raise no_run(options.target)
         raise UserError(told["error"])
     return told["report"], [Finding(**finding) for finding in told["findings"]]
+
+
+def _is_path(word: str) -> bool:
+    """Tell whether a word that names no world looks as if it were to name a folder."""
+    has_version = re.search(r"-v\d+$", word) is not None
+    return re.search(r"[/\\]", word) is not None and ":" not in word and not has_version
 
 
 def answer(question: str) -> None:
@@ -289,8 +299,60 @@ def of_run(folder: Path) -> tuple[dict[str, Any], list[Finding]]:
         if values:
             report[name] = f"{values[-1]:.4g}"
     report["time"] = {part: f"{share:.0%}" for part, share in parts.items()}
-    report["advice"] = advice(parts)
-    return report, [*diagnose(lines), *_crashes(folder / CRASHES)]
+    algo = load_config(folder / "config.yaml").algo
+    report["advice"] = advice(parts, next(n for n, kind in ALGOS.items() if type(algo) is kind))
+    return report, [*_checkpoints(folder), *diagnose(lines), *_crashes(folder / CRASHES)]
+
+
+def _checkpoints(folder: Path) -> list[Finding]:
+    """Verify the checkpoints of a run, and that those which its pointers name are there."""
+    from rlgym.training import checkpoint
+
+    broken, whole = [], []
+    for path in sorted((folder / "checkpoints").glob("step-*")):
+        if ".tmp-" in path.name or ".old-" in path.name:
+            continue  # being saved or deleted at this moment, or when a process was killed
+        try:
+            whole.append(checkpoint.read(path).path.name)
+        except CheckpointError as error:
+            if path.exists():  # a run in progress deletes the oldest
+                broken.append(str(error))
+    severity, rest = "warning", f"{len(whole)} whole ones are left"
+    if not whole:
+        severity, rest = "error", "no whole one is left, train again"
+    found = [
+        Finding(severity, "checkpoints", f"{error}: bring it back or delete it; {rest}")
+        for error in broken
+    ]
+    latest = _latest(folder)
+    if not whole:
+        return found or [_none_left(folder, latest)]
+    if not broken and latest is not None and latest not in whole:
+        text = f"{short(latest)}, which latest.json names, is gone: resume goes on from {whole[-1]}"
+        found += [Finding("warning", "latest", text)]
+    try:
+        checkpoint.best(folder)
+    except CheckpointError as error:
+        found += [Finding("error", "best", str(error))]
+    return found
+
+
+def _latest(folder: Path) -> Any:
+    """The name in latest.json, None where there is none."""
+    try:
+        return json.loads((folder / "latest.json").read_text(encoding="utf-8"))["checkpoint"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _none_left(folder: Path, latest: Any) -> Finding:
+    if latest is None:
+        text = "none was saved yet: let the run go on, or lower checkpoint.every"
+        return Finding("warning", "checkpoints", text)
+    text = (
+        f"{folder / 'checkpoints'} holds none, though one was saved: bring it back or train again"
+    )
+    return Finding("error", "checkpoints", text)
 
 
 def _crashes(folder: Path) -> list[Finding]:

@@ -47,6 +47,9 @@ class World:
     source: str
     needs: str
     preset: str
+    """The preset that `rlgym train` takes, or the first of the others; "" without any."""
+    presets: tuple[str, ...] = ()
+    """All of its presets, that one first."""
 
 
 def run(argv: list[str]) -> int:
@@ -74,12 +77,11 @@ def worlds() -> list[World]:
     """Return every known world, newest versions only, in the order of their ids."""
     import gymnasium
 
-    from rlgym.config import load_preset, presets
     from rlgym.registry import VECTOR_ENTRY_POINTS
 
     for own in ("toy", "imitation"):  # register our own
         importlib.import_module(f"rlgym.envs.{own}")
-    tuned = {load_preset(name).env_id: name for name in presets()}
+    tuned = _presets()
     for package in EXTRA_PACKAGES:
         if importlib.util.find_spec(package) is not None:
             with contextlib.redirect_stdout(io.StringIO()):  # some greet on import
@@ -87,7 +89,7 @@ def worlds() -> list[World]:
     names = _newest(name for name in gymnasium.registry if not _is_removed(name))
     found = [_world(name, tuned) for name in names]
     batches = [name for name in VECTOR_ENTRY_POINTS if name not in gymnasium.registry]
-    found += [World(name, "rlgym", "", tuned.get(name, "")) for name in batches]
+    found += [_tuned(name, "rlgym", "", tuned) for name in batches]
     return sorted(found, key=lambda world: world.id.lower())
 
 
@@ -96,12 +98,32 @@ def print_table(shown: list[World]) -> None:
     width = max(len(world.id) for world in shown)
     origin = max(len(world.source) for world in shown)
     for world in shown:
-        notes = [world.needs, f"preset {world.preset}" if world.preset else ""]
+        word = "presets" if len(world.presets) > 1 else "preset"
+        notes = [world.needs, f"{word} {', '.join(world.presets)}" if world.presets else ""]
         note = ", ".join(note for note in notes if note) or "ready"
         print(f"{world.id:<{width}}  {world.source:<{origin}}  {note}")
 
 
-def _world(name: str, tuned: dict[str, str]) -> World:
+def _presets() -> dict[str, tuple[str, ...]]:
+    """World -> its presets, the one that `rlgym train` takes first."""
+    from rlgym.config import load_preset, preset_for, presets
+
+    found: dict[str, list[str]] = {}
+    for name in presets():
+        found.setdefault(load_preset(name).env_id, []).append(name)
+    ordered = {}
+    for env_id, names in found.items():
+        taken = preset_for(env_id)
+        ordered[env_id] = tuple(sorted(names, key=lambda name: (name != taken, name)))
+    return ordered
+
+
+def _tuned(name: str, source: str, needs: str, tuned: dict[str, tuple[str, ...]]) -> World:
+    names = tuned.get(name, ())
+    return World(name, source, needs, names[0] if names else "", names)
+
+
+def _world(name: str, tuned: dict[str, tuple[str, ...]]) -> World:
     entry = _entry_point(name)
     source = entry.partition(".")[0]
     full = f"{source}:{name}" if source in EXTRA_PACKAGES else name
@@ -109,7 +131,7 @@ def _world(name: str, tuned: dict[str, str]) -> World:
     for start, (module, fix) in _NEEDS.items():
         if entry.startswith(start) and importlib.util.find_spec(module) is None:
             needs = fix
-    return World(full, source, needs, tuned.get(full, ""))
+    return _tuned(full, source, needs, tuned)
 
 
 def _newest(names: Iterable[str]) -> list[str]:

@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from rlgym.cli.arguments import parse
-from rlgym.cli.runs import read_run
-from rlgym.errors import UserError
+from rlgym.cli.arguments import parse, require_at_least
+from rlgym.cli.runs import read_run, require_fit
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,7 @@ class Options:
 def run(argv: list[str]) -> int:
     """Evaluate and print."""
     wanted = parse(Options, argv, "rlgym eval", ("run",))
-    if wanted.episodes < 1:
-        raise UserError("--episodes must be at least 1")
+    require_at_least(wanted, episodes=1, seed=0)
     config = read_run(wanted.run, wanted.trust, wanted.env)
     from rlgym.training.evaluation import evaluate
     from rlgym.training.run import load_policy
@@ -50,6 +48,7 @@ def run(argv: list[str]) -> int:
     config = replace(config, eval=replace(config.eval, episodes=wanted.episodes))
     env = make_worlds(config, None, wanted.run, evaluation=True)
     try:
+        require_fit(loaded, env)
         result = evaluate(
             loaded.policy,
             env,

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from rlgym.cli.arguments import parse
-from rlgym.cli.runs import read_run
+from rlgym.cli.arguments import parse, require_at_least
+from rlgym.cli.runs import read_run, require_fit
 from rlgym.errors import UserError
 
 
@@ -35,13 +35,14 @@ class Options:
     """The run's folder, or the .onnx of another trainer."""
     to: str = ""
     """Formats beside numpy and onnx, separated by commas: pt2, unity, web, c, c-int8, tflite,
-    tflite-int8, tflite-full-int8."""
+    tflite-int8, tflite-full-int8, openvino, executorch, aoti, coreml, hls4ml, tensorrt, edgetpu,
+    greengrass, sagemaker. docs/formats.md says what each needs and holds."""
     out: str | None = None
     """Bundle to write; ending in / it is a folder, else a zip. By default in the run's folder."""
     which: Literal["best", "last"] = "best"
     """The checkpoint with the best score so far, or the last one."""
     steps: int = 200
-    """Steps to record in the world; each is a golden pair."""
+    """Steps to record in the world, at least 32; each is a golden pair."""
     seed: int = 0
     """Seed of that world."""
     licence: str = ""
@@ -59,8 +60,15 @@ def run(argv: list[str]) -> int:
     wanted = parse(Options, argv, "rlgym export", ("run",))
     if wanted.steps < 32:
         raise UserError("--steps must be at least 32: fewer pairs prove little")
+    require_at_least(wanted, seed=0)
     formats = [name.strip() for name in wanted.to.split(",") if name.strip()]
     elsewhere = wanted.run.lower().endswith((".onnx", ".zip")) and not Path(wanted.run).is_dir()
+    for name in () if elsewhere else ("manifest", "samples"):
+        if getattr(wanted, name) is not None:
+            raise UserError(
+                f"--{name} goes with the .onnx of another trainer: a run knows this itself, leave "
+                "it out"
+            )
     path, manifest = (export_elsewhere if elsewhere else export_run)(wanted, formats)
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     print(f"{path}: {size / 1024:,.0f} KiB, {manifest['golden']['pairs']} golden pairs")
@@ -119,6 +127,7 @@ def export_run(wanted: Options, formats: list[str]) -> tuple[str, dict[str, Any]
     config = replace(config, num_envs=1, num_groups=1, backend="sync")
     env = make_worlds(config, None, wanted.run, evaluation=True)
     try:
+        require_fit(loaded, env)
         graph = read_policy(loaded, masked=env.mask_size > 0)
         golden = record(loaded.policy, env, graph, wanted.steps, wanted.seed)
         deployment = env.unwrapped.deployment()  # type: ignore[attr-defined]

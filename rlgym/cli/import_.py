@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ class Options:
     """Turn a model of Stable-Baselines3 into a run.
 
     rlgym import sb3 ppo_pendulum.zip --env Pendulum-v1
+
+    --env.KEY VALUE gives that world a keyword argument; --env-kwargs '{KEY: VALUE}' gives several.
 
     PPO, A2C, SAC and TD3 with MlpPolicy, CnnPolicy or MultiInputPolicy. Nothing of the file is
     executed: parameters are read by name, pickles are left alone, and what cannot be represented
@@ -34,7 +37,7 @@ class Options:
     env: str | None = None
     """World that it was trained in; without it eval, play and resume are not possible."""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the world, such as '{xml_file: walker.xml}'."""
+    """Keyword arguments of the world, such as '{xml_file: walker.xml}'; or --env.KEY VALUE."""
     frame_stack: int = 1
     """Observations that VecFrameStack joined."""
     run_dir: str | None = None
@@ -49,6 +52,8 @@ class Options:
 
 def run(argv: list[str]) -> int:
     """Import and say where the run is."""
+    # as the other verbs have it, where `env` is the mapping; here it is the world's id
+    argv = [re.sub(r"^--env\.", "--env-kwargs.", word) for word in argv]
     wanted = parse(Options, argv, "rlgym import", ("library", "model"))
     if wanted.library != "sb3":
         raise UserError(f"'{wanted.library}' is not known: rlgym import sb3 MODEL.zip")

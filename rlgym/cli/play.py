@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from rlgym.cli.arguments import parse
+from rlgym.cli.arguments import parse, require_at_least
 from rlgym.errors import UserError
 
 
@@ -40,6 +40,7 @@ class Options:
 def run(argv: list[str]) -> int:
     """Play until the episodes are over or Ctrl-C."""
     wanted = parse(Options, argv, "rlgym play", ("target",))
+    require_at_least(wanted, episodes=1, seed=0)
     if not has_display():
         raise UserError(
             f"there is no display here: rlgym record {wanted.target} makes a film instead"

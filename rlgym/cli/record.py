@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from rlgym.cli.arguments import parse
+from rlgym.cli.arguments import parse, require_at_least
 from rlgym.errors import UserError
 
 
@@ -45,9 +45,7 @@ def run(argv: list[str]) -> int:
     """Film and say where the film is."""
     wanted = parse(Options, argv, "rlgym record", ("target",))
     path = film_path(wanted)
-    for name in ("episodes", "max_steps"):
-        if getattr(wanted, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+    require_at_least(wanted, episodes=1, max_steps=1, fps=0.1, seed=0)
     from rlgym.report.film import import_imageio, open_film
 
     imageio = import_imageio(path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from rlgym.cli.runs import is_run, read_run
+from rlgym.cli.runs import is_run, read_run, require_fit
 from rlgym.config import TrainConfig
 from rlgym.errors import ConfigError, MissingExtraError, UserError, WorldError
 
@@ -119,6 +119,7 @@ def _actor(
         from rlgym.training.run import load_policy
 
         policy = load_policy(target, which)
+        require_fit(policy, env)
         return lambda obs, info: policy.act(obs, mask=info.get("action_mask")), policy.reset
     generator = np.random.default_rng(seed) if who == "random" else None
     return lambda obs, info: _untrained(env, info, generator), lambda: None

@@ -222,7 +222,9 @@ def best(folder: str | os.PathLike[str], needed: Container[str] | None = None) -
     try:
         return read(Path(folder) / "checkpoints" / name, needed)
     except CheckpointError as error:
-        raise CheckpointError(f"the best checkpoint: {error}; use the last one instead") from None
+        raise CheckpointError(
+            f"the best checkpoint: {error}; use the last one instead (--which last)"
+        ) from None
 
 
 def mark_best(checkpoint: Checkpoint, score: float) -> None:
@@ -393,7 +395,9 @@ def _best_name(folder: Path) -> str | None:
     value = _parse_json(_read_small(pointer), pointer)
     name = value.get("checkpoint") if isinstance(value, dict) else None
     if not isinstance(name, str) or not _STEP.fullmatch(name):
-        raise CheckpointError(f"{pointer} names no checkpoint: delete it, or use the last one")
+        raise CheckpointError(
+            f"{pointer} names no checkpoint: delete it, or use the last one (--which last)"
+        )
     return name
 
 

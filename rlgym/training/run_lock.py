@@ -41,7 +41,8 @@ def locked(folder: Path) -> Iterator[None]:
         file = _take(folder / LOCK)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written ({error.strerror}): give another folder with --run-dir"
+            f"{folder} cannot be written ({error.strerror}): make it so, or train into another "
+            "folder (rlgym train --run-dir)"
         ) from None
     try:
         yield
@@ -109,8 +110,8 @@ def _refusal(path: Path, file: BinaryIO) -> str:
     except (ValueError, TypeError, KeyError, RecursionError):
         who = "another process"
     return (
-        f"{path.parent} is being trained by {who}: stop that one first, or give another folder "
-        "with --run-dir"
+        f"{path.parent} is being trained by {who}: stop that one first, or train into another "
+        "folder (rlgym train --run-dir)"
     )
 
 

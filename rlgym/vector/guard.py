@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 import torch
 
+from rlgym.config import PRIVILEGED
 from rlgym.errors import ContractError, WorldError
 from rlgym.spaces import Layout, Tree, map_tree, tree_items
 from rlgym.vector.contract import VectorEnv
@@ -244,8 +245,6 @@ def replay_dump(
             f"{path} would import {world_id.split(':')[0]}: if you know who made it, add --trust, "
             "or trust=True in Python"
         )
-    from rlgym.registry import PRIVILEGED  # which builds these wrappers
-
     if not isinstance(kwargs, dict) or (not trust and not kwargs.keys().isdisjoint(PRIVILEGED)):
         raise WorldError(
             f"{path} gives its world arguments with which it can write anywhere: if you know who "

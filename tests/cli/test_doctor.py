@@ -1,6 +1,7 @@
 """`rlgym doctor`: machine, worlds that misbehave, runs with known numbers, NaN dumps."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from rlgym.cli import doctor
 from rlgym.cli.diagnosis import advice, diagnose, shares
 from rlgym.cli.main import main
 from rlgym.errors import WorldError
+from rlgym.training import checkpoint
 from rlgym.vector.guard import NaNGuard
 
 
@@ -89,6 +91,13 @@ def test_an_unknown_world_is_one_line(capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("word", ["runs/nope", "./nope"])
+def test_a_folder_that_is_not_there_is_no_unknown_world(capsys, tmp_path, monkeypatch, word):
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", word]) == 2
+    assert f"{word} holds no run (there is no such folder)" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------- runs
 def line(step, **scalars):
     base = {"step": step, "perf/collect": 2.0, "perf/idle": 1.5, "perf/policy": 0.3}
@@ -102,6 +111,11 @@ def test_shares_by_hand():
     expected = {"idle": 3, "policy": 0.6, "transfer": 0, "collect": 0.4, "learn": 2, "other": 2}
     assert parts == pytest.approx({part: seconds / 8 for part, seconds in expected.items()})
     assert advice(parts).startswith("38% of the time goes to waiting for the worlds")
+
+
+@pytest.mark.parametrize(("algo", "said"), [("ppo", "fewer epochs"), ("sac", "updates_per_step")])
+def test_advice_names_settings_that_the_algorithm_has(algo, said):
+    assert said in advice({"learn": 1.0}, algo)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +173,54 @@ def test_a_run_folder(capsys, tmp_path):
     assert "waiting for" in capsys.readouterr().out
 
 
+def break_newest(run):
+    (run / "checkpoints/step-000000002/model.safetensors").write_bytes(b"")
+
+
+def break_all(run):
+    for path in run.glob("checkpoints/*/model.safetensors"):
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda run: None, []),
+        (lambda run: shutil.copytree(run / "checkpoints", run / "checkpoints/step-3.tmp-1"), []),
+        (break_newest, [("warning", "checkpoints", "step-000000002/model.safetensors has 0")]),
+        (break_all, [("error", "checkpoints", "no whole one is left")] * 2),
+        (
+            lambda run: shutil.rmtree(run / "checkpoints"),
+            [("error", "checkpoints", "holds none, though one was saved")],
+        ),
+        (
+            lambda run: [shutil.rmtree(run / "checkpoints"), (run / "latest.json").unlink()],
+            [("warning", "checkpoints", "none was saved yet")],
+        ),
+        (
+            lambda run: shutil.rmtree(run / "checkpoints/step-000000002"),
+            [("warning", "latest", "resume goes on from step-000000001")],
+        ),
+        (
+            lambda run: shutil.rmtree(run / "checkpoints/step-000000001"),
+            [("error", "best", "--which last")],
+        ),
+    ],
+)
+def test_checkpoints_of_a_run_are_verified(capsys, tmp_path, damage, expected):
+    (tmp_path / "config.yaml").write_text("env_id: CartPole-v1\nalgo: {name: sac}\n")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line(1, perf__learn=9.0)))
+    saved = [checkpoint.save(tmp_path, i, {"model": {"x": torch.ones(2)}}, {}) for i in (1, 2)]
+    checkpoint.mark_best(saved[0], 1.0)
+    damage(tmp_path)
+    status, told = ask(capsys, str(tmp_path))
+    assert "algo.updates_per_step" in told["advice"]
+    assert status == int(any(severity == "error" for severity, _, _ in expected))
+    assert [(f["severity"], f["rule"]) for f in told["findings"]] == [e[:2] for e in expected]
+    for finding, (_, _, text) in zip(told["findings"], expected, strict=True):
+        assert text in finding["message"]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"), [(None, "before the first update"), ("{}\n", "no update yet")]
 )
@@ -172,7 +234,7 @@ def test_a_run_without_numbers(capsys, tmp_path, lines, message):
 
 def test_a_folder_that_is_no_run(capsys, tmp_path):
     assert main(["doctor", str(tmp_path)]) == 2
-    assert "give a run's folder" in capsys.readouterr().err
+    assert "holds no run (no config.yaml in it)" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- dumps

@@ -1,12 +1,20 @@
 import json
+import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from gymnasium import spaces
 
 import rlgym
 from rlgym.cli.main import VERBS, main, usage
+from rlgym.cli.runs import no_run, read_run, require_fit
+from rlgym.config import preset_for
+from rlgym.errors import SpaceError, UserError
+from rlgym.spaces import Layout
 
 
 def python(*words, **kwargs):
@@ -72,6 +80,9 @@ def test_a_wrong_verb_names_the_nearest(capsys):
     assert "there are train, resume" in failure(capsys, "xyz")
 
 
+SEEDED = ("eval", "record", "play", "export", "doctor")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -90,6 +101,13 @@ def test_a_wrong_verb_names_the_nearest(capsys):
         (["resume", "a", "--totl-steps", "3"], "did you mean '--total-steps'?"),
         (["record", "CartPole-v1"], "CartPole-v1 is not a run: add --policy zero"),
         (["record", "CartPole-v1", "--out", "a.avi"], "ends in .mp4 or .gif"),
+        *(([verb, "a", "--seed", "-1"], "--seed must be at least 0, not -1") for verb in SEEDED),
+        (["record", "CartPole-v1", "--policy", "zero", "--fps", "-5"], "--fps must be at least"),
+        (["record", "CartPole-v1", "--policy", "zero", "--fps", "0"], "--fps must be at least"),
+        (["play", "a", "--episodes", "0"], "--episodes must be at least 1"),
+        (["doctor", "CartPole-v1", "--steps", "0"], "--steps must be at least 1, not 0"),
+        (["export", "a", "--manifest", "x"], "--manifest goes with the .onnx of another trainer"),
+        (["export", "a", "--samples", "x"], "--samples goes with the .onnx of another trainer"),
         (["record", "CartPol-v1", "--policy", "zero"], "did you mean CartPole-v1"),
         (["envs", "cartpoel"], "no id contains 'cartpoel': CartPole-v1 is near"),
     ],
@@ -118,9 +136,117 @@ def test_envs_lists_worlds_with_what_they_need(capsys):
     assert "CartPole-v1 " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("world", "expected"),
+    [
+        ("Pendulum-v1", "presets pendulum-ppo, pendulum-sac"),
+        ("CartPole-v1", "presets cartpole-ppo, cartpole-device-ppo"),
+        ("rlgym/Imitate-v0", "presets imitate-a1-ppo, imitate-a1-walk-ppo, "),
+        ("Acrobot-v1", "preset acrobot-ppo"),
+    ],
+)
+def test_envs_names_all_presets_and_first_the_one_that_train_takes(capsys, world, expected):
+    assert main(["envs", world]) == 0
+    assert f"  {expected}" in capsys.readouterr().out
+    assert main(["envs", world, "--json"]) == 0
+    listed = next(each for each in json.loads(capsys.readouterr().out) if each["id"] == world)
+    assert listed["preset"] == listed["presets"][0] == preset_for(world)
+
+
 def test_a_world_that_misses_a_package_says_which(capsys, monkeypatch):
     monkeypatch.setattr("rlgym.cli.envs.importlib.util.find_spec", lambda name, package=None: None)
     assert main(["envs", "hopper"]) == 0
     shown = capsys.readouterr().out
     assert 'pip install "rlgym-lab[mujoco]"' in shown
     assert 'more with panda_gym: pip install "rlgym-lab[worlds]"' in shown
+
+
+# ----------------------------------------------------------------------------------- what is no run
+
+
+def test_the_newest_run_is_newest_by_its_time_and_a_part_of_a_run_names_the_run(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, when in (("a", 2e9), ("b", 1e9)):
+        os.makedirs(f"runs/{name}/checkpoints/step-000000010")
+        with open(f"runs/{name}/config.yaml", "w") as file:
+            file.write("env_id: CartPole-v1\n")
+        os.utime(f"runs/{name}/config.yaml", (when, when))
+    newest = os.path.join("runs", "a")
+    assert str(no_run("gone")).endswith(f"(there is no such folder): the newest here is {newest}")
+    for part in ("checkpoints/step-000000010", "checkpoints", "config.yaml"):
+        assert str(no_run(f"runs/b/{part}")).endswith(f": give {os.path.join('runs', 'b')}")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [(["config.yaml"], "import it again with --env ID"), (["metrics.jsonl"], "rlgym.resume")],
+)
+def test_a_run_without_a_world_says_how_it_gets_one(tmp_path, files, expected):
+    for name in {"config.yaml", *files}:
+        (tmp_path / name).write_text("env_id: callable:make_world\n")
+    with pytest.raises(UserError, match=expected):
+        read_run(str(tmp_path))
+
+
+BOX = spaces.Box(-1, 1, (3,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("obs", "action", "expected"),
+    [
+        (spaces.Box(-9, 9, (3,), np.float32), spaces.Discrete(2), None),
+        (spaces.Box(-1, 1, (4,), np.float32), spaces.Discrete(2), "has the observations Box"),
+        (spaces.Dict(a=BOX), spaces.Discrete(2), "and the policy Box"),
+        (BOX, spaces.Discrete(3), r"actions Discrete\(3\) and the policy Discrete\(2\)"),
+        (
+            spaces.Box(-1, np.arange(1, 10, dtype=np.float32) / 7),
+            spaces.Discrete(2),
+            r"float32\[9\]\) and the",
+        ),
+    ],
+)
+def test_a_world_that_does_not_fit_the_policy_is_refused(obs, action, expected):
+    loaded = SimpleNamespace(obs_layout=Layout(BOX), action_layout=Layout(spaces.Discrete(2)))
+    env = SimpleNamespace(single_observation_space=obs, single_action_space=action)
+    if expected is None:
+        return require_fit(loaded, env)
+    with pytest.raises(SpaceError, match=expected):
+        require_fit(loaded, env)
+
+
+def test_what_a_policy_does_not_know_of_a_world_is_passed_over():
+    known, more = spaces.Dict(a=BOX), spaces.Dict(a=BOX, b=BOX)
+    loaded = SimpleNamespace(obs_layout=Layout(known), action_layout=Layout(BOX))
+    require_fit(loaded, SimpleNamespace(single_observation_space=more, single_action_space=BOX))
+
+
+# ----------------------------------------------------------------------------------------- the help
+
+
+def help_of(capsys, verb):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    return capsys.readouterr().out
+
+
+def test_the_help_of_export_lists_every_format(capsys):
+    from rlgym.export.bundle import FORMATS
+
+    words = set(help_of(capsys, "export").replace(",", " ").replace(".", " ").split())
+    assert set(FORMATS) <= words and "at least 32" in help_of(capsys, "export")
+
+
+def test_import_takes_the_worlds_arguments_as_the_other_verbs_do(capsys, monkeypatch):
+    pytest.importorskip("stable_baselines3")
+    asked = {}
+
+    def import_run(model, run_dir, **options):
+        asked.update(options)
+        raise UserError("enough")
+
+    monkeypatch.setattr("rlgym.interop.sb3_models.import_run", import_run)
+    failure(capsys, "import", "sb3", "a.zip", "--env", "Pendulum-v1", "--env.g", "3")
+    assert asked["env"] == "Pendulum-v1" and asked["env_kwargs"] == {"g": 3}
+    assert "--env-kwargs '{" in help_of(capsys, "import")

@@ -10,9 +10,8 @@ import torch
 import yaml
 
 import rlgym
-from rlgym import registry
 from rlgym.cli.main import main
-from rlgym.config import NetworkConfig, TrainConfig, save_config, to_dict
+from rlgym.config import PRIVILEGED, NetworkConfig, TrainConfig, save_config, to_dict
 from rlgym.errors import CheckpointError, UserError
 from rlgym.registry import require_trusted_worlds
 from rlgym.training import checkpoint, run_lock
@@ -103,7 +102,7 @@ def test_every_path_that_a_scene_takes_is_known():
 
     settings = inspect.signature(UnityWorld).parameters.values()
     paths = {one.name for one in settings if "Path" in str(one.annotation)}
-    assert {"log_folder", "crash_dir"} <= paths <= set(registry.PRIVILEGED)
+    assert {"log_folder", "crash_dir"} <= paths <= set(PRIVILEGED)
 
 
 # --- links in the folder --------------------------------------------------------------------------

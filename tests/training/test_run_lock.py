@@ -40,6 +40,7 @@ def test_a_second_process_is_refused_with_the_first_ones_number_and_host(tmp_pat
             pytest.fail("both hold it")
         said = str(caught.value)
         assert f"process {holder.pid} on {platform.node()} since 20" in said and "\n" not in said
+        assert "(rlgym train --run-dir)" in said, "resume has no such flag"
         holder.communicate("")
     with locked(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
