@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from rlgym import bench
+from rlgym import bench, load_policy
 
 
 def run_quick(capsys, *words: str) -> dict:
@@ -61,7 +61,8 @@ def test_learning_keeps_what_was_run(capsys, tmp_path):
     assert case["details"]["interval"] == [case["value"]] * 2  # one seed: a point
     record = json.loads(results.read_text())
     assert record["score"] == case["value"]
-    assert not list(results.with_suffix("").glob("*"))  # its run folder has gone
+    (folder,) = results.with_suffix("").iterdir()  # kept, to play or to go on with
+    assert load_policy(folder).step == record["env_steps"]
 
     # A line cut short by a crash is left out; the run that is there is not repeated.
     with results.open("a") as file:
