@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from rlgym.errors import ConfigError
+from rlgym.plain_yaml import read_yaml
 from rlgym.settings import change, plain, short, suggest
 
 Config = TypeVar("Config")
@@ -291,11 +292,6 @@ PRIVILEGED = ("args", "crash_dir", "log_folder", "once_file")
 
 By name, whatever the world: a module in front of an id leads to the same world under another."""
 
-MAX_FILE_BYTES = 50_000
-"""A config is a page of text; a larger file is not read."""
-MAX_DEPTH = 30
-"""Nesting of a config; a parser takes for ever over thousands of brackets."""
-
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Return the config as plain nested values, ready for YAML or JSON.
@@ -399,39 +395,6 @@ def load_config(path: str | os.PathLike[str]) -> TrainConfig:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a YAML file of plain values: no tags that build objects, no aliases, one page.
-
-    Raises:
-        ConfigError: as `load_config`, except for wrong settings.
-    """
-    file = Path(path)
-    if file.is_dir() and (file / "config.yaml").is_file():  # a run
-        file /= "config.yaml"
-    if not file.is_file():
-        raise ConfigError(f"{file}: there is no such file")
-    if file.stat().st_size > MAX_FILE_BYTES:
-        raise ConfigError(f"{file}: larger than {MAX_FILE_BYTES} bytes, so it is not a config")
-    try:
-        text = file.read_text(encoding="utf-8")
-        check_events(text)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{file}{line}: {' '.join(str(problem).split())}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{file}: not a text file in UTF-8") from None
-    except ValueError as error:  # an impossible date, for one, or what check_events refuses
-        raise ConfigError(f"{file}: {error}") from None
-    if values is None:  # an empty file, or one of comments, changes nothing
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected settings such as 'num_envs: 8', found {short(values)}")
-    return values
-
-
 def presets() -> list[str]:
     """Return the names of the presets, sorted."""
     files = resources.files("rlgym.configs").iterdir()
@@ -526,22 +489,3 @@ def preset_for(
 
 def _preset_text(name: str) -> str:
     return (resources.files("rlgym.configs") / f"{name}.yaml").read_text("utf-8")
-
-
-def check_events(text: str) -> None:
-    """Refuse YAML that would take for ever to read, before it is read.
-
-    Raises:
-        ConfigError: it has aliases, or is nested too deep.
-        yaml.YAMLError: it is no YAML.
-    """
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):  # nested ones grow a page into gigabytes
-            raise ConfigError("YAML aliases are refused: write the values out")
-        if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
-            depth += 1
-        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
-            depth -= 1
-        if depth > MAX_DEPTH:
-            raise ConfigError(f"nested more than {MAX_DEPTH} deep: nobody wrote it by hand")

@@ -224,6 +224,7 @@ def test_a_world_argument_that_no_file_can_hold_is_refused(tmp_path):
         ("algo: &a {gamma: 0.9}\nnetwork: *a\n", "YAML aliases are refused"),
         ("algo:\n  gama: 0.9\n", "algo.gama is not a setting: did you mean algo.gamma?"),
         ("env: " + "[" * 20_000, "nested more than 30 deep"),
+        ("algo:\n  gamma: 0.9\n  'gamma': 0.99\n", "line 3: 'gamma' is given twice"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, text, message):

@@ -24,6 +24,7 @@ FOUNDATION = {
     "configs",
     "device",
     "errors",
+    "plain_yaml",
     "settings",
     "space_json",
     "spaces",

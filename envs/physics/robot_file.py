@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rlgym.config import check_events
 from rlgym.envs.physics.robots import Foot, Leg, Robot
 from rlgym.errors import ConfigError, WorldError
+from rlgym.plain_yaml import parse_yaml
 from rlgym.settings import short, suggest
 
 MAX_BYTES = 1 << 20
@@ -35,10 +33,8 @@ def read_robot(path: str | Path) -> Robot:
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise WorldError(f"there is no robot file {path}, or it is larger than 1 MB")
     try:
-        text = path.read_text("utf-8")
-        check_events(text)
-        fields = yaml.safe_load(text)
-    except (yaml.YAMLError, ConfigError, ValueError) as error:  # an impossible date, for one
+        fields = parse_yaml(path.read_text("utf-8"))
+    except (ConfigError, UnicodeDecodeError) as error:
         raise WorldError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
         raise WorldError(f"{path} must be a mapping of a robot's fields, as in docs/robots.md")

@@ -11,9 +11,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar, cast, get_origin
 
-import yaml
-
 from rlgym.errors import ConfigError, UserError
+from rlgym.plain_yaml import parse_yaml
 from rlgym.settings import ELSEWHERE, change, nested_types
 
 Options = TypeVar("Options")
@@ -181,9 +180,9 @@ def _take(flag: str, rest: list[str], has_value: bool) -> str:
 
 def _read_yaml(flag: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{flag}: {text!r} is not plain YAML: quote it") from None
+        return parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {text!r} is not plain YAML, or needs quotes: {error}") from None
 
 
 def _nearest_flag(flag: str, types: Mapping[str, Any]) -> str:

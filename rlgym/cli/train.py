@@ -17,11 +17,11 @@ from rlgym.config import (
     asks_for_tensors,
     merge,
     preset_for,
-    read_yaml,
     starting_config,
     to_dict,
 )
 from rlgym.errors import ConfigError, UserError
+from rlgym.plain_yaml import read_yaml
 from rlgym.settings import suggest
 
 PROG = "rlgym train"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,8 +115,8 @@ class LoadedPolicy:
         tree = self.obs_layout.flatten(obs)
         tensors, extra = {}, set()
         for leaf in self.obs_layout.leaves:
-            value = tree[leaf.key] if isinstance(tree, dict) else tree
-            array = value.numpy(force=True) if isinstance(value, Tensor) else np.asarray(value)
+            value = tree[leaf.key] if isinstance(tree, dict) and leaf.key in tree else tree
+            array = _numbers(value, leaf.key)
             lead = array.ndim - len(leaf.shape)
             if lead not in (0, 1) or array.shape[lead:] != leaf.shape:
                 raise SpaceError(
@@ -129,6 +130,20 @@ class LoadedPolicy:
         if len(extra) != 1:
             raise SpaceError("some entries of the observation are batched and some are not")
         return (tensors[""] if self.obs_layout.single else tensors), extra == {0}
+
+
+def _numbers(value: Any, key: str) -> np.ndarray:
+    if isinstance(value, Tensor):
+        return value.numpy(force=True)
+    array = None
+    with contextlib.suppress(ValueError):  # rows of unequal length
+        array = np.asarray(value)
+    if array is None or array.dtype.kind not in "biuf":
+        raise SpaceError(
+            f"observation {key!r} is {short(value)}, the policy takes numbers: give what the world "
+            "it was trained in gives"
+        )
+    return array
 
 
 def describe(env: VectorEnv, config: TrainConfig, *, custom: bool) -> dict[str, Any]:

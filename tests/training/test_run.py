@@ -354,6 +354,9 @@ def test_policy_samples_from_its_own_generator(cartpole):
 
 def test_policy_says_what_is_wrong_with_an_observation(cartpole):
     policy = rlgym.load_policy(cartpole.run_dir)
+    for wrong in ({"position": np.zeros(4)}, [0.0, None, 0.0, 0.0], [[0.0] * 4, [0.0]], "left"):
+        with pytest.raises(SpaceError, match="the policy takes numbers"):
+            policy.act(wrong)
     with pytest.raises(SpaceError, match=r"\[5\].*\[4\]"):
         policy.act(np.zeros(5))
 
