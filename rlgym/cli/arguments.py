@@ -215,3 +215,5 @@ def require_at_least(options: Any, **lowest: float) -> None:
         value = getattr(options, name)
         if value is not None and not bound <= value < float("inf"):
             raise UserError(f"{spell(name)} must be at least {bound}, not {value}")
+        if name == "seed" and value is not None and value >= 2**63:  # as for the run's own
+            raise UserError(f"{spell(name)} must be below 2**63, not {value}")

@@ -8,7 +8,7 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from rlgym.cli.arguments import parse
+from rlgym.cli.arguments import parse, require_at_least
 from rlgym.cli.runs import read_run
 from rlgym.errors import MissingExtraError, UserError
 
@@ -46,6 +46,7 @@ class Options:
 def run(argv: list[str]) -> int:
     """Measure, write the page, and say where it is."""
     wanted = parse(Options, argv, "rlgym sim2sim", ("run",))
+    require_at_least(wanted, episodes=1, film_seconds=0, seed=0)
     engines, disturbances = _names(wanted.engines), _names(wanted.disturbances)
     if not engines:
         raise UserError("--engines names none: give bullet, mujoco, or both")

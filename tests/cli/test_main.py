@@ -80,7 +80,7 @@ def test_a_wrong_verb_names_the_nearest(capsys):
     assert "there are train, resume" in failure(capsys, "xyz")
 
 
-SEEDED = ("eval", "record", "play", "export", "doctor")
+SEEDED = ("eval", "record", "play", "export", "doctor", "sim2sim")
 
 
 @pytest.mark.parametrize(
@@ -102,9 +102,11 @@ SEEDED = ("eval", "record", "play", "export", "doctor")
         (["record", "CartPole-v1"], "CartPole-v1 is not a run: add --policy zero"),
         (["record", "CartPole-v1", "--out", "a.avi"], "ends in .mp4 or .gif"),
         *(([verb, "a", "--seed", "-1"], "--seed must be at least 0, not -1") for verb in SEEDED),
+        *(([verb, "a", "--seed", "9" * 20], "--seed must be below 2**63") for verb in SEEDED),
         (["record", "CartPole-v1", "--policy", "zero", "--fps", "-5"], "--fps must be at least"),
         (["record", "CartPole-v1", "--policy", "zero", "--fps", "0"], "--fps must be at least"),
         (["play", "a", "--episodes", "0"], "--episodes must be at least 1"),
+        (["sim2sim", "a", "--episodes", "0"], "--episodes must be at least 1"),
         (["doctor", "CartPole-v1", "--steps", "0"], "--steps must be at least 1, not 0"),
         (["export", "a", "--manifest", "x"], "--manifest goes with the .onnx of another trainer"),
         (["export", "a", "--samples", "x"], "--samples goes with the .onnx of another trainer"),

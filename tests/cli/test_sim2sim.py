@@ -98,7 +98,7 @@ def test_ctrl_c_keeps_what_was_measured(run, capsys, monkeypatch):
     [
         (["--engines", "mujco"], "there is no 'mujco' here: did you mean 'mujoco'?"),
         (["--disturbances", "push"], "there is no 'push' here: did you mean 'push-"),
-        (["--episodes", "0"], "0 episodes: ask for at least 1"),
+        (["--episodes", "0"], "--episodes must be at least 1, not 0"),
         (["--engines", ","], "--engines names none"),
     ],
 )
