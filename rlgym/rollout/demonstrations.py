@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import safetensors.torch
 import torch
@@ -65,6 +66,24 @@ class Demonstrations:
     def size(self) -> int:
         """Transitions."""
         return int(np.count_nonzero(self.flags < FINAL))
+
+    def share_outside(self, action_layout: Layout) -> float:
+        """Share of the transitions with a continuous action beyond the world's bounds.
+
+        A thousandth of the range beyond them is rounding. Stored actions are within.
+        """
+        outside = torch.zeros(len(self.flags), dtype=torch.bool)
+        for leaf in () if self.stored else action_layout.leaves:
+            if isinstance(leaf.space, gymnasium.spaces.Box):
+                tree = self.actions
+                actions = (tree[leaf.key] if isinstance(tree, dict) else tree).double()
+                low, high = (
+                    torch.from_numpy(b).double() for b in (leaf.space.low, leaf.space.high)
+                )
+                slack = 1e-3 * torch.nan_to_num(high - low, posinf=0.0)
+                beyond = torch.maximum(low - actions, actions - high) > slack
+                outside |= beyond.flatten(1).any(1)
+        return float(outside[torch.from_numpy(self.flags < FINAL)].double().mean())
 
 
 def load(path: str | os.PathLike[str], obs_layout: Layout, action_layout: Layout) -> Demonstrations:

@@ -30,7 +30,7 @@ from rlgym.rollout.replay import ReplayBuffer
 from rlgym.settings import suggest
 from rlgym.spaces import Layout
 from rlgym.training import off_policy, on_policy
-from rlgym.training.cloning import read_demonstrations
+from rlgym.training.cloning import doubts, read_demonstrations
 from rlgym.vector.contract import VectorEnv
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ class OnPolicy:
     def replay(self, *_: Any) -> None:
         """There is none: a rollout is learned from once."""
 
-    def prepare(self, run: Run) -> str:
+    def prepare(self, run: Run) -> list[str]:
         """Nothing is known before the first step of a new run."""
-        return ""
+        return []
 
 
 class OffPolicy:
@@ -149,18 +149,18 @@ class OffPolicy:
             hindsight=hindsight,
         )
 
-    def prepare(self, run: Run) -> str:
+    def prepare(self, run: Run) -> list[str]:
         """Put the demonstrations, if there are any, into a new run's replay buffer.
 
         Returns:
-            What came of it, to be shown; "" where there is nothing to say.
+            What came of it, to be shown.
 
         Raises:
             UserError: they do not fit the world, or its wrappers.
         """
         path, replay = self.algo.demonstrations, run.replay
         if path is None or replay is None:
-            return ""
+            return []
         found = read_demonstrations(path, run.env.obs_layout, run.env.action_layout)
         wrappers = run.config.wrappers
         if found.stored:
@@ -168,9 +168,10 @@ class OffPolicy:
         else:
             found.rewards = _wrapped_rewards(found.rewards, wrappers)
         replay.add_demonstrations(found, run.policy.scale_action)
-        if replay.size == found.size:
-            return ""
-        return f"of {found.size:,} steps in {path} the buffer holds {replay.size:,}"
+        notes = [doubts(path, found, run.env.action_layout)]
+        if replay.size != found.size:
+            notes.append(f"of {found.size:,} steps in {path} the buffer holds {replay.size:,}")
+        return notes
 
 
 def algorithm(algo: PPOConfig | SACConfig) -> OnPolicy | OffPolicy:

@@ -32,7 +32,18 @@ def read_demonstrations(path: str | Path, obs: Layout, actions: Layout) -> Demon
     return from_arrays(path, arrays, obs, actions)
 
 
-def start_cloning(run: Run, new: bool) -> str:
+def doubts(path: str | Path, shown: Demonstrations, actions: Layout) -> str:
+    """A warning where what was shown can hardly be meant for this world; "" where all is well."""
+    share = shown.share_outside(actions)
+    if not share:
+        return ""
+    return (
+        f"warning: {share:.1%} of the actions in {path} lie outside the world's bounds: are they "
+        "in its units?"
+    )
+
+
+def start_cloning(run: Run, new: bool) -> list[str]:
     """Give the learner what was demonstrated; a new run's policy learns from it before all else.
 
     Args:
@@ -40,14 +51,14 @@ def start_cloning(run: Run, new: bool) -> str:
         new: the run begins; one that is resumed has done so already.
 
     Returns:
-        What came of it, to be shown; "" where there is nothing to say.
+        What came of it, to be shown.
 
     Raises:
         UserError: the demonstrations cannot be read, or do not fit the world.
     """
     cfg = run.config.clone
     if cfg.demonstrations is None or not (new or cfg.coef):
-        return ""
+        return []
     shown = read_demonstrations(cfg.demonstrations, run.env.obs_layout, run.env.action_layout)
     learner = run.learner
     optimizer = learner.actor_optimizer if isinstance(learner, SAC) else learner.optimizer
@@ -56,10 +67,11 @@ def start_cloning(run: Run, new: bool) -> str:
         learner.cloning = cloning
     if new:
         cloning.normalize()
-    if not new or not cfg.steps:
-        return ""
-    before, after = cloning.pretrain(run.shuffle)
-    return (
-        f"cloned {cloning.size:,} demonstrated steps in {cfg.steps:,} gradient steps: "
-        f"loss {before:.3g}, then {after:.3g}"
-    )
+    notes = [doubts(cfg.demonstrations, shown, run.env.action_layout)]
+    if new and cfg.steps:
+        before, after = cloning.pretrain(run.shuffle)
+        notes.append(
+            f"cloned {cloning.size:,} demonstrated steps in {cfg.steps:,} gradient steps: "
+            f"loss {before:.3g}, then {after:.3g}"
+        )
+    return notes

@@ -129,9 +129,9 @@ class Run:
             noise = torch.Generator(self.device).manual_seed(int(seeds[1]) + group.rank)
             self.shuffle = torch.Generator(self.device).manual_seed(int(seeds[2]) + group.rank)
             # all that may fail comes before the folder is made
-            notes, first = [start_cloning(self, new=snapshot is None)], None
+            notes, first = start_cloning(self, new=snapshot is None), None
             if snapshot is None:
-                notes.append(self._algorithm.prepare(self))
+                notes += self._algorithm.prepare(self)
                 first = self.env.reset(seed=self._world_seeds(config.seed))
             self.collector: Any = self._make_collector(noise)
             self.signals = Signals(rescue=self._save_boundary)

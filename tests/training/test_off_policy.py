@@ -458,3 +458,17 @@ def test_demonstrations_are_in_the_buffer_from_the_start_but_not_again_on_resume
     with pytest.raises(ConfigError, match="normalize_reward"):
         changes["wrappers"] = {"normalize_reward": True}
         train("Pendulum-v1", tmp_path / "f", **changes)
+
+
+def test_actions_beyond_the_bounds_are_told(tmp_path, capsys):
+    arrays = {"observations": np.zeros((40, 3), np.float32), "rewards": np.zeros(40)}
+    arrays |= {"terminated": np.zeros(40, bool), "truncated": np.arange(40) % 20 == 19}
+    actions = np.linspace(-2.001, 2.001, 40, dtype=np.float32)[:, None]  # rounding is no doubt
+    for name, first in (("well", 1.0), ("wide", 2.1)):
+        actions[:10] = first
+        np.savez(tmp_path / f"{name}.npz", actions=actions, **arrays)
+        shown = {"demonstrations": str(tmp_path / f"{name}.npz")}
+        changes = settings({"algo": shown, "clone": {**shown, "steps": 2}, "total_steps": 4})
+        rlgym.train("Pendulum-v1", run_dir=tmp_path / name, preset=None, console="plain", **changes)
+        told = capsys.readouterr().out
+        assert told.count("26.3% of the actions") == 2 * (name == "wide"), told
