@@ -20,11 +20,12 @@ from rlgym.envs.imitation.random import as_seeds
 from rlgym.envs.imitation.reward import TERMS
 from rlgym.envs.imitation.spec import Spec
 from rlgym.envs.imitation.task import ImitationTask, StepResult
-from rlgym.errors import ConfigError, ContractError, StateError
+from rlgym.errors import ConfigError, StateError
 from rlgym.spaces import map_tree, tree_items
 from rlgym.vector.contract import Output, VectorEnv
 from rlgym.vector.crash import default_folder, write_report
 from rlgym.vector.slot import WorldTraits
+from rlgym.vector.snapshot import UNFIT, require_rows
 
 MAX_REPORTS = 20
 """Reports of worlds that blew up; more of them tell nothing new."""
@@ -246,11 +247,7 @@ class ImitationVectorEnv(VectorEnv):
     def restore(self, snapshot: dict[str, np.ndarray]) -> Any:
         """Go on from a snapshot, or begin new episodes where the engine cannot; see `VectorEnv`."""
         self._require_open()
-        if len(snapshot["lengths"]) != self.num_envs:
-            raise ContractError(
-                f"the snapshot holds {len(snapshot['lengths'])} slots, this env has "
-                f"{self.num_envs}: use num_envs {len(snapshot['lengths'])}"
-            )
+        require_rows(snapshot, self.num_envs)
         self._begin()
         exact = self._exact and self._go_on(snapshot)
         if not exact:
@@ -273,7 +270,7 @@ class ImitationVectorEnv(VectorEnv):
             self.task.load(_part(snapshot, "task:"), state)
             for key, array in tree_items(self.arrays.obs):
                 array[:] = snapshot[f"obs:{key}"]
-        except (KeyError, ValueError):  # a name that is missing, or another shape
+        except UNFIT:
             return False
         self._returns[:] = snapshot["returns"]
         self._lengths[:] = snapshot["lengths"]

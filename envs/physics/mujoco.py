@@ -205,6 +205,7 @@ class MujocoEngine:
         return {name: array.copy() for name, array in (self._memory() | random).items()}
 
     def restore(self, snapshot: dict[str, Any]) -> State:
+        self._earlier = None
         if "earlier" in snapshot:
             self._remember()
         memory = self._memory()

@@ -249,11 +249,13 @@ class UnityVectorEnv(VectorEnv):
     def restore(self, snapshot: dict[str, np.ndarray]) -> Any:
         """Begin new episodes where the curricula stood; see `VectorEnv`."""
         parameters = self.world.parameters
-        lessons = snapshot.get("unity:lessons", np.zeros(0, np.int64))
-        if len(lessons) == len(parameters.curricula):
-            parameters.steps = int(snapshot["unity:steps"][0]) if "unity:steps" in snapshot else 0
+        now = self._curricula()
+        saved = {name: snapshot.get(name, np.zeros(0)) for name in now}
+        if all(saved[n].dtype == a.dtype and saved[n].shape == a.shape for n, a in now.items()):
+            parameters.steps = int(saved["unity:steps"][0])
+            lessons = saved["unity:lessons"].tolist()
             for curriculum, index in zip(parameters.curricula.values(), lessons, strict=True):
-                curriculum.go_to(int(index))
+                curriculum.go_to(index)
             self.world.tell_parameters()
         return super().restore(snapshot)
 

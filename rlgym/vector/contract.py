@@ -262,7 +262,7 @@ class VectorEnv(gymnasium.vector.VectorEnv):
         """
         self._require_open()
         episodes = decode(snapshot, self.num_envs, self.action_layout)
-        require_rows(snapshot, self.num_envs)
+        require_rows(snapshot, self.num_envs, hashed=True)
         self._begin()
         fresh = [
             int(s)

@@ -19,6 +19,7 @@ from rlgym.errors import ContractError, SpaceError, StateError
 from rlgym.spaces import Tree, map_tree
 from rlgym.vector.contract import Output, VectorEnv
 from rlgym.vector.slot import WorldTraits
+from rlgym.vector.snapshot import UNFIT, require_rows
 
 STATE = "world:"
 """Prefix of the worlds' own tensors in a snapshot."""
@@ -234,12 +235,8 @@ class DeviceVectorEnv(VectorEnv):
         One of other worlds begins new episodes, which health["unreplayed"] counts.
         """
         self._require_open()
+        require_rows(snapshot, self.num_envs)
         lengths = snapshot["lengths"]
-        if len(lengths) != self.num_envs:
-            raise ContractError(
-                f"the snapshot holds {len(lengths)} slots, this env has {self.num_envs}: "
-                f"use num_envs {len(lengths)}"
-            )
         state = {
             name.removeprefix(STATE): torch.from_numpy(np.array(value)).to(self.device)
             for name, value in snapshot.items()
@@ -250,7 +247,7 @@ class DeviceVectorEnv(VectorEnv):
             self._returns.copy_(torch.from_numpy(np.array(snapshot["returns"])))
             self._lengths.copy_(torch.from_numpy(np.array(lengths)))
             exact = True
-        except ValueError:
+        except UNFIT:
             first = self.seed + 1 + int(lengths.sum())  # not the episodes that the run began with
             self._obs = self.batch.reset([first + slot for slot in range(self.num_envs)])
             self._returns.zero_()

@@ -20,6 +20,9 @@ from rlgym.vector.slot import Episode
 
 _ENDLESS = 2**40  # steps; no episode takes so long, and sums of such lengths stay far from 2**63
 
+UNFIT = (IndexError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
+"""What goes wrong where a snapshot's arrays are of other worlds, or of none: new episodes begin."""
+
 
 def encode(
     records: list[Episode | None], marked: Mapping[str, Any], action_layout: Layout
@@ -67,10 +70,7 @@ def decode(
             "the snapshot is incomplete or of other actions: start a new run for this world"
         ) from None
     if len(documents) != num_envs:
-        raise ContractError(
-            f"the snapshot holds {len(documents)} slots, this env has {num_envs}: "
-            f"use num_envs {len(documents)}"
-        )
+        raise ContractError(_other_slots(len(documents), num_envs))
     for leaf in action_layout.leaves:
         if actions[leaf.key].shape[1:] != leaf.shape:
             raise ContractError(
@@ -99,24 +99,40 @@ def decode(
     return episodes
 
 
-def require_rows(snapshot: Mapping[str, np.ndarray], num_envs: int) -> None:
-    """Make sure that a snapshot says of each slot what `encode` writes beside its episode.
+def require_rows(
+    snapshot: Mapping[str, np.ndarray], num_envs: int, *, hashed: bool = False
+) -> None:
+    """Make sure that a snapshot says of each slot how long its episode is and what it brought.
+
+    Args:
+        snapshot: arrays by name.
+        num_envs: slots of the env that is to go on from it.
+        hashed: whether it must have the hash of each slot's observation as well.
 
     Raises:
+        ContractError: it was taken of another number of slots.
         CheckpointError: an array is missing, of another type or of another shape.
     """
-    rows = {
-        "obs_hash": (np.uint8, (num_envs, hashlib.sha256().digest_size)),
-        "returns": (np.float64, (num_envs,)),
-        "lengths": (np.int64, (num_envs,)),
+    lengths = snapshot.get("lengths")
+    if lengths is not None and lengths.shape != (num_envs,) and lengths.ndim == 1:
+        raise ContractError(_other_slots(len(lengths), num_envs))
+    rows: dict[str, tuple[str, tuple[int, ...]]] = {
+        "returns": ("f", (num_envs,)),
+        "lengths": ("i", (num_envs,)),
     }
-    for name, (dtype, shape) in rows.items():
+    if hashed:
+        rows["obs_hash"] = "u", (num_envs, hashlib.sha256().digest_size)
+    for name, (kind, shape) in rows.items():
         array = snapshot.get(name)
-        if array is None or array.dtype != dtype or array.shape != shape:
+        if array is None or array.dtype.kind != kind or array.shape != shape:
             raise _damaged(f"it has no {name} of {num_envs} slots")
     lengths = snapshot["lengths"]
     if not 0 <= lengths.min() <= lengths.max() < _ENDLESS:
         raise _damaged(f"an episode of {lengths.min()} to {lengths.max()} steps")
+
+
+def _other_slots(held: int, num_envs: int) -> str:
+    return f"the snapshot holds {held} slots, this env has {num_envs}: use num_envs {held}"
 
 
 def _damaged(why: object) -> CheckpointError:

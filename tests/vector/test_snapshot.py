@@ -79,3 +79,46 @@ def test_what_is_wrong_is_named(snapshot: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="no obs_hash of 2 slots"):
         env.restore({**snapshot, "obs_hash": snapshot["returns"]})
     env.close()
+
+
+WORLDS = {
+    "tensors": ("CartPole-v1", {"backend": "device"}),
+    "mujoco": ("rlgym/Imitate-v0", {"env_kwargs": {"engine": "mujoco"}}),
+    "bullet": ("rlgym/Imitate-v0", {"env_kwargs": {"engine": "bullet"}}),
+    "unity": ("unity:standin", {}),
+}
+SPOILT = {
+    "gone": lambda a: None,
+    "a number": lambda a: np.array(3.0),
+    "nothing": lambda a: a[:0],
+    "twice as long": lambda a: np.concatenate((a, a)),
+    "text": lambda a: np.full(a.shape, 200, np.uint8),
+    "no numbers": lambda a: np.full(a.shape, np.nan, np.float32),
+    "far below zero": lambda a: np.full(a.shape, -(2**62)).astype(a.dtype),
+    "far above": lambda a: np.full(a.shape, 2**62).astype(a.dtype),
+}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("world", WORLDS)
+def test_no_array_of_a_snapshot_is_believed(world: str) -> None:
+    """Each array of each kind of worlds, spoilt in every way: refused, or new episodes begin."""
+    env_id, settings = WORLDS[world]
+    env: Any = make_vec(env_id, 12 if world == "unity" else 2, **settings)
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(env.action_layout.alloc(env.num_envs))
+    snapshot = env.snapshot()
+    for name, array in snapshot.items():
+        for how, spoil in SPOILT.items():
+            other = {key: value for key, value in snapshot.items() if key != name}
+            spoilt = spoil(np.atleast_1d(array))
+            if spoilt is not None:
+                other[name] = spoilt
+            try:
+                env.restore(other)
+            except UserError as error:
+                assert "\n" not in str(error), (name, how)
+    _, info = env.restore(snapshot)
+    assert info["replayed"].all() == (world != "unity")
+    env.close()
