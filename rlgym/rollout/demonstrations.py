@@ -34,7 +34,7 @@ from torch import Tensor
 from rlgym.errors import UserError
 from rlgym.rollout.ring import FINAL, OPEN, TERMINATED, TRUNCATED, named
 from rlgym.settings import short
-from rlgym.spaces import Layout, Leaf, Tree
+from rlgym.spaces import Layout, Leaf, Tree, tree_items
 
 SUFFIXES = (".safetensors", ".npz")
 MASKS = "action_masks"
@@ -75,11 +75,9 @@ class Demonstrations:
         outside = torch.zeros(len(self.flags), dtype=torch.bool)
         for leaf in () if self.stored else action_layout.leaves:
             if isinstance(leaf.space, gymnasium.spaces.Box):
-                tree = self.actions
-                actions = (tree[leaf.key] if isinstance(tree, dict) else tree).double()
-                low, high = (
-                    torch.from_numpy(b).double() for b in (leaf.space.low, leaf.space.high)
-                )
+                actions = dict(tree_items(self.actions))[leaf.key].double()
+                low = torch.from_numpy(leaf.space.low).double()
+                high = torch.from_numpy(leaf.space.high).double()
                 slack = 1e-3 * torch.nan_to_num(high - low, posinf=0.0)
                 beyond = torch.maximum(low - actions, actions - high) > slack
                 outside |= beyond.flatten(1).any(1)
