@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _refusal(problem: str, where: Any) -> yaml.YAMLError:
-    return yaml.composer.ComposerError(None, None, problem, where.start_mark)
+    return yaml.MarkedYAMLError(None, None, problem, where.start_mark)
 
 
 def parse_yaml(text: str) -> Any:
